@@ -1,0 +1,50 @@
+"""Views: what an objective sees of a sample. One idea a file.
+
+A view has two halves. `sample` runs in a loader worker, on the CPU, on one sample, and knows
+randomness only through its `Draw`. `batch` runs on the device, on the whole micro batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from data_pipelines.batch import Batch, Sample
+from data_pipelines.hashing import mix
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Keyed randomness of one slot: the same numbers at any rank, worker or restart (DESIGN rule 9).
+
+    Attributes:
+        seed: of the run.
+        position: slot number g; substitutes and repeats of a sample draw anew.
+    """
+
+    seed: int
+    position: int
+
+    def rng(self, purpose: str, view: int = 0) -> np.random.Generator:
+        """Philox keyed by (seed, purpose, g, view)."""
+        key = int(mix(self.seed, purpose, self.position, view))
+        return np.random.Generator(np.random.Philox(key=key))
+
+
+class View(Protocol):
+    """Sample -> arrays -> batch. Implementations are picklable."""
+
+    def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
+        """Arrays by field name, equal shapes for every sample so that they stack.
+
+        Raises:
+            SampleError: the sample cannot be decoded; it will be quarantined and replaced.
+        """
+        ...
+
+    def batch(self, batch: Batch) -> Batch:
+        """The batch-wide rest, on the batch's device."""
+        ...
