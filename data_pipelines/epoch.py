@@ -89,6 +89,11 @@ class Epoch:
         self._shards = shards
         self._ends = np.cumsum(stream.shard_sizes[shards])
 
+    @staticmethod
+    def table_bytes(stream: Stream) -> int:
+        """Memory of one epoch's tables: a shard's number, int32, and its end, int64."""
+        return 12 * len(stream.filled_shards)
+
     def cut_and_place(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cut c and place k of the epoch's slots `index`."""
         place, cut = np.divmod(index, self._num_cuts)

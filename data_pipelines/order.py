@@ -171,6 +171,12 @@ class Order:
             if stream.num_samples < stream.lanes * global_batch // self.num_lanes
         ]
 
+    @property
+    def table_bytes(self) -> int:
+        """Memory of the streams' and the epochs' tables in one process, at most."""
+        streams = sum(stream.shard_sizes.nbytes + stream.filled_shards.nbytes for stream in self.streams)
+        return streams + EPOCHS_KEPT * sum(Epoch.table_bytes(stream) for stream in self.streams)
+
     def _dataset_slots(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dataset of each slot, and how many slots of it came before (rule 2, rule 6)."""
         round_, lane = np.divmod(positions, self.num_lanes)
