@@ -1,0 +1,1 @@
+"""Data: shards, their order, the loader, views. Knows nothing of models."""

@@ -1,11 +1,11 @@
 """What every room shares: the error tree, strict configs, overrides, digests, atomic files.
 
-    ThalwegError           exit code 1
-        UserError          recipe, path or flag at fault; exit code 2
-        SavedAndStopped    saved, wants to be started again; exit code 85
-        DataError          the budget of quarantined samples is spent
-            SampleError    one sample cannot be read or decoded; quarantined, never fatal by itself
-        CheckpointError    damaged, or of another model
+ThalwegError           exit code 1
+    UserError          recipe, path or flag at fault; exit code 2
+    SavedAndStopped    saved, wants to be started again; exit code 85
+    DataError          the budget of quarantined samples is spent
+        SampleError    one sample cannot be read or decoded; quarantined, never fatal by itself
+    CheckpointError    damaged, or of another model
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class UserError(ThalwegError):
     exit_code = 2
 
 
-class SavedAndStopped(ThalwegError):
+class SavedAndStopped(ThalwegError):  # noqa: N818 - the name of an outcome, not of an error
     """A signal asked to stop; the state is on disk and the run wants to be started again."""
 
     exit_code = 85
@@ -160,8 +160,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # a name must never stand over unwritten bytes
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise

@@ -1,0 +1,1 @@
+"""Pretraining: recipe, engine, objectives, checkpoints, runs."""

@@ -10,6 +10,7 @@ An objective knows nothing of ranks, ZeRO, files or schedules. It is a `torch.nn
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -90,7 +91,7 @@ class Encoder:
     preprocessor: Mapping[str, Any]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Base of all objectives; see the module's text and `docs/adding.md`."""
 
     class Config(Strict):
@@ -110,26 +111,26 @@ class Objective(nn.Module):
         """
         return batch.weight.sum()
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Output:
         """Loss and what to watch of one micro batch."""
-        raise NotImplementedError
 
     def after_step(self, step: int) -> None:
         """Called on every rank after optimizer step `step` was applied (queues, centres)."""
 
+    @abstractmethod
     def encoder(self) -> Encoder:
         """The network an export saves."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
-        """(B, D) features of a batch made by `data_pipelines.views.image.PlainImage` (or the text twin), for online probes."""
-        raise NotImplementedError
+        """(B, D) features of a batch made by `PlainImage` of this objective's preprocessor, for online probes."""
 
     @torch.no_grad()
     def sketch(self, batch: Batch) -> dict[str, np.ndarray]:
         """Pictures for the report by name, each (H, W, 3) uint8; empty where there is nothing to see."""
         return {}
 
+    @abstractmethod
     def flops_per_sample(self) -> float:
         """Forward and backward FLOPs a sample, matmuls only; 6 x trained parameters x tokens unless better known."""
-        raise NotImplementedError

@@ -1,0 +1,63 @@
+"""`thalweg`: the front door. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from data_pipelines.base import ThalwegError
+
+COMMANDS = (
+    "launch.demo",
+    "launch.data_commands",
+    "launch.pretrain_command",
+    "launch.launch_commands",
+    "launch.eval_commands",
+    "launch.runs_commands",
+    "launch.report_commands",
+    "launch.catalog_commands",
+    "launch.doctor",
+)
+"""Modules that add commands through `add_parser(subparsers)`; a handler is `run(options) -> exit code`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 done, 1 failure, 2 the user's mistake, 85 saved and to be started again."""
+    options = build_parser().parse_args(argv)
+    try:
+        code: int = options.run(options)
+        return code
+    except ThalwegError as error:
+        if options.debug:
+            traceback.print_exc()
+        print(f"thalweg: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("thalweg: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `thalweg runs show ... | head`
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="thalweg",
+        description="Distributed self-supervised pretraining: exact data order, elastic checkpoints, judged runs.",
+    )
+    parser.add_argument("--debug", action="store_true", default=False, help="show tracebacks")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        importlib.import_module(module).add_parser(subparsers)
+    for command in subparsers.choices.values():  # `thalweg --debug X` and `thalweg X --debug` alike
+        if "--debug" not in command._option_string_actions:
+            command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

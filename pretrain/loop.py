@@ -1,0 +1,242 @@
+"""The training loop: next batch -> objective -> backward -> step -> monitors -> maybe checkpoint.
+
+All that happens besides is listed in `train` itself, in the order in which it happens.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_pipelines.base import SavedAndStopped, ThalwegError
+from data_pipelines.batch import Batch
+from data_pipelines.ledger import LIMBS, from_limbs, to_limbs
+from pretrain.engine import StepStats
+from pretrain.monitors import Alarms, EmbeddingStatistics
+from pretrain.optim import learning_rate
+from pretrain.profiling import Profiler
+from pretrain.session import Session
+from pretrain.signals import StopFlag
+from pretrain.watchdog import Watchdog
+from pretrain.watching import online_probe, sketches, validate
+
+LEDGER_MODULUS = 1 << 128
+
+
+def train(session: Session, stop: StopFlag) -> None:
+    """Run until the last step.
+
+    Raises:
+        SavedAndStopped: a signal asked for it; a checkpoint was committed.
+        ThalwegError: too many bad steps in a row, or data unreadable beyond its budget.
+    """
+    recipe, engine, progress = session.recipe, session.engine, session.progress
+    watch = Watch(session)
+    saved_at = progress.step
+    with Profiler(session) as profiler, Watchdog(session) as watchdog:
+        while progress.step < session.total_steps:
+            began = time.perf_counter()
+            batches = session.next_micro_batches()
+            waited = time.perf_counter() - began
+            stats = engine.accumulate(batches)
+            shared = share(session, stats, batches, stop.is_set, waited)
+            complaint = session.guard.complaint(shared.loss, shared.grad_norm)
+            lr = learning_rate(progress.step, session.total_steps, recipe.optim, recipe.train.global_batch)
+            weights = watch.weights_before()
+            if complaint is None:
+                engine.apply(lr, progress.step / session.total_steps)
+                session.guard.took(shared.grad_norm)
+            else:
+                engine.skip()
+                skip_or_give_up(session, complaint)
+            progress.step += 1
+            progress.position += recipe.train.global_batch
+            progress.ledger = (progress.ledger + shared.ledger) % LEDGER_MODULUS
+            progress.replaced += shared.replaced
+            watch.after_step(shared, stats, lr, weights, time.perf_counter() - began)
+            watchdog.beat()
+            profiler.step()
+
+            last = progress.step == session.total_steps
+            if due(progress.step, recipe.validation.every, last) and session.sources.validation is not None:
+                watch.note(validate(session))
+                sketches(session)
+            if recipe.probe is not None and due(progress.step, recipe.probe.every, last):
+                watch.note(online_probe(session))
+            if due(progress.step, recipe.monitor.log_every, last):
+                watch.write()
+            if shared.stop or due(progress.step, recipe.checkpoint.every, last):
+                saved_at = progress.step if session.save() else saved_at
+            if shared.stop and not last:
+                if saved_at != progress.step:
+                    raise ThalwegError(
+                        f"asked to stop at step {progress.step}, but the last checkpoint is of step {saved_at}"
+                    )
+                raise SavedAndStopped(
+                    f"saved at step {progress.step} after {stop.name or 'a stop on another rank'}; start again to go on"
+                )
+    if saved_at != session.total_steps:
+        raise ThalwegError(f"the last checkpoint could not be written; step {saved_at} is the newest")
+    session.event(
+        "end", f"done: {session.total_steps} steps, {progress.position} samples, {progress.replaced} replaced"
+    )
+
+
+def due(step: int, every: int, last: bool) -> bool:
+    """Whether something that happens every so many steps, and at the end, happens now."""
+    return last or step % every == 0
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all ranks know of a step after its one all-reduce.
+
+    Attributes:
+        loss: mean over the rows of the global batch.
+        grad_norm: L2 norm over all parameters, before clipping.
+        stop: some rank was asked to stop.
+        waited: share of the ranks' time spent waiting for data, in seconds a rank.
+        ledger: 128-bit sum over the step's slots.
+        logs: the objective's own figures, means over ranks and micro steps.
+    """
+
+    loss: float
+    grad_norm: float
+    stop: bool
+    waited: float
+    replaced: int
+    ledger: int
+    logs: dict[str, float]
+
+
+def share(session: Session, stats: StepStats, batches: Sequence[Batch], stop: bool, waited: float) -> Shared:
+    """The step's one all-reduce: a float64 vector on the CPU group (DESIGN rule 10).
+
+    A non-finite loss or gradient on one rank makes the sums non-finite on all: every rank sees it.
+    """
+    names = sorted(stats.logs)
+    head = [stats.loss_sum, stats.rows, stats.squared_grad_norm, float(stop), waited, sum(b.replaced for b in batches)]
+    logs = [stats.logs[name] for name in names]
+    limbs = to_limbs(sum(batch.ledger for batch in batches) % LEDGER_MODULUS)
+    total = session.world.sum(np.concatenate([head, logs, limbs]).astype(np.float64))
+    loss_sum, rows, squared, stops, waits, replaced = total[: len(head)]
+    ranks = session.world.world_size
+    return Shared(
+        loss=loss_sum / rows if rows else 0.0,
+        grad_norm=math.sqrt(squared) if squared >= 0 else math.nan,
+        stop=stops > 0,
+        waited=waits / ranks,
+        replaced=int(replaced),
+        ledger=from_limbs(total[-LIMBS:]),
+        logs={name: value / ranks for name, value in zip(names, total[len(head) : -LIMBS], strict=True)},
+    )
+
+
+def skip_or_give_up(session: Session, complaint: str) -> None:
+    """Count a bad step; raises ThalwegError when the budget is spent."""
+    spent = session.guard.skip()
+    session.event("skipped", f"step skipped: {complaint} ({session.guard.in_a_row} in a row)")
+    if spent:
+        raise ThalwegError(
+            f"run {session.run.root}: {session.guard.in_a_row} bad steps in a row, the last because {complaint}; "
+            f"lower optim.base_lr or set optim.clip_norm, and go on from an earlier checkpoint with --rollback-to STEP"
+        )
+
+
+class Watch:
+    """Figures between two log steps, and the alarms they raise."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._alarms = Alarms(session.recipe.monitor)
+        self._embeddings = EmbeddingStatistics()
+        self._noted: dict[str, float] = {}
+        self._seconds = self._waited = 0.0
+        self._steps = 0
+        self._latest: dict[str, float] = {}
+
+    def weights_before(self) -> list[torch.Tensor] | None:
+        """A copy of this rank's weights, at log steps only: the update is measured against it."""
+        session = self._session
+        upcoming = session.progress.step + 1
+        if not due(upcoming, session.recipe.monitor.log_every, upcoming == session.total_steps):
+            return None
+        return [piece.tensor.clone() for piece in session.engine.slices() if piece.kind == "w"]
+
+    def after_step(
+        self, shared: Shared, stats: StepStats, lr: float, weights: list[torch.Tensor] | None, seconds: float
+    ) -> None:
+        """Take one step into account; the ledger is written for every step."""
+        progress = self._session.progress
+        self._steps += 1
+        self._seconds += seconds
+        self._waited += shared.waited
+        for embeddings in stats.embeddings:
+            self._embeddings.add(embeddings)
+        self._latest = {"loss": shared.loss, "lr": lr, "grad_norm": shared.grad_norm, **shared.logs}
+        if weights is not None:
+            self._latest["update_ratio"] = self._update_ratio(weights)
+        if shared.replaced:
+            self._session.event(
+                "quarantine", f"{shared.replaced} unreadable sample(s) replaced", replaced=shared.replaced
+            )
+        if self._session.scribe is not None:
+            self._session.scribe.ledger(progress.step, progress.position, progress.ledger)
+
+    def note(self, figures: dict[str, float]) -> None:
+        """Figures that go with the next line, whenever it is written."""
+        self._noted.update(figures)
+
+    def write(self) -> None:
+        """One line of metrics, one console line, new alarms."""
+        session = self._session
+        figures = {**self._latest, **self._speed(), **self._collapse(), **self._noted}
+        self._noted = {}
+        self._seconds = self._waited = 0.0
+        self._steps = 0
+        if session.scribe is None:
+            return
+        session.scribe.metrics(session.progress.step, figures)
+        session.scribe.say(session.progress.step, figures)
+        for kind, words in self._alarms.hear(figures):
+            session.event(kind, words)
+
+    def _speed(self) -> dict[str, float]:
+        session = self._session
+        samples = self._steps * session.recipe.train.global_batch
+        rate = samples / self._seconds if self._seconds else 0.0
+        flops = session.engine.module.flops_per_sample() * rate / session.world.world_size
+        return {
+            "samples_per_s": rate,
+            "tflops_per_rank": flops / 1e12,
+            "data_wait": self._waited / self._seconds if self._seconds else 0.0,
+            "memory_gib": memory_gib(session.world.device),
+            "replaced": float(session.progress.replaced),
+            "skipped": float(session.guard.skipped),
+        }
+
+    def _collapse(self) -> dict[str, float]:
+        if self._embeddings.is_empty:
+            return {}
+        return self._embeddings.read(self._session.world.sum(self._embeddings.vector())) or {}
+
+    def _update_ratio(self, before: list[torch.Tensor]) -> float:
+        now = [piece.tensor for piece in self._session.engine.slices() if piece.kind == "w"]
+        moved = sum(float((a - b).square().sum()) for a, b in zip(now, before, strict=True))
+        size = sum(float(b.square().sum()) for b in before)
+        total = self._session.world.sum(np.array([moved, size]))
+        return math.sqrt(total[0] / total[1]) if total[1] > 0 else 0.0
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak memory of the accelerator, or of this process where there is none."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,0 +1,50 @@
+"""The proof of promise 1: what a run consumed, recomputed from its order (DESIGN rule 10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data_pipelines.base import UserError
+from data_pipelines.ledger import expected
+from data_pipelines.quarantine import read_replaced
+from pretrain.run.directory import RunDirectory
+from pretrain.sources import open_sources
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes: holds: every logged step agrees; words: the verdict in one line."""
+
+    holds: bool
+    words: str
+
+
+def verify(run: RunDirectory) -> Verdict:
+    """Recompute the ledger at every step a run has logged.
+
+    Raises:
+        UserError: the run logged nothing yet, or its data changed.
+    """
+    recipe = run.recipe()
+    sources = open_sources(recipe)
+    run.refuse_other(recipe, sources.digests())
+    lines = run.ledger()
+    if not lines:
+        raise UserError(f"run {run.root}: nothing logged yet; there is no ledger to verify")
+    order = sources.order(recipe)
+    replaced = read_replaced(run.root / "quarantine", sources.datasets)
+    total, position = 0, 0
+    for line in lines:
+        total = (total + expected(order, sources.datasets, position, line["position"], replaced)) % (1 << 128)
+        position = line["position"]
+        if total != int(line["total"], 16):
+            return Verdict(
+                False,
+                f"run {run.root}: the ledger DIFFERS from the order at step {line['step']} (slots up to {position})",
+            )
+    epochs = position / sources.num_samples
+    return Verdict(
+        True,
+        f"run {run.root}: {position:,} slots in {len(lines)} steps are exactly what the order says "
+        f"({epochs:.2f} epochs, {len(replaced)} replaced, {len(run.attempts())} attempts)",
+    )

@@ -1,0 +1,272 @@
+"""Everything a run needs, set up once: starting IS resuming (promise 2)."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data_pipelines.base import CheckpointError, ThalwegError
+from data_pipelines.batch import Batch
+from data_pipelines.loader import Loader
+from pretrain import checkpoint
+from pretrain.config import Recipe
+from pretrain.distributed import World
+from pretrain.engine import Engine
+from pretrain.guard import Guard
+from pretrain.objectives import build
+from pretrain.run.attempt import Attempt, attempts, refuse_if_alive
+from pretrain.run.directory import RunDirectory
+from pretrain.scribe import Scribe, start_logging
+from pretrain.sources import Sources, check_sizes, open_sources, total_steps
+
+log = logging.getLogger("pretrain")
+Value = TypeVar("Value")
+
+
+@dataclass
+class Progress:
+    """How far a run is; all that a checkpoint holds besides tensors.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        position: the next slot, G.
+        ledger: 128-bit sum over all slots consumed so far.
+        replaced: samples that were unreadable and replaced so far.
+    """
+
+    step: int = 0
+    position: int = 0
+    ledger: int = 0
+    replaced: int = 0
+
+
+@dataclass
+class Session:
+    """A run at work in this process."""
+
+    recipe: Recipe
+    run: RunDirectory
+    world: World
+    sources: Sources
+    engine: Engine
+    total_steps: int
+    progress: Progress
+    guard: Guard
+    loader: Loader
+    attempt_number: int
+    attempt: Attempt | None
+    scribe: Scribe | None
+    _stream: Iterator[Batch] | None = field(default=None, repr=False)
+
+    @classmethod
+    def start(cls, recipe: Recipe, world: World) -> Session | None:
+        """Set a run up, or take it up again; None when it is finished already.
+
+        Raises:
+            UserError: the recipe, its data or the run directory do not allow it.
+            CheckpointError: no checkpoint of the run can be read any more.
+        """
+        sources = open_sources(recipe)
+        check_sizes(recipe, sources, world.world_size)
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_lanes": sources.num_lanes})})
+        steps = total_steps(recipe, sources.num_samples)
+        objective = build(recipe.objective, sources.facts(), recipe.seed)
+        run = RunDirectory.of(recipe)
+        if run_is_finished := on_rank_0(world, lambda: _prepare(run, recipe, sources, objective, steps)):
+            if world.rank == 0:
+                log.info("%s", run_is_finished)
+            return None
+        engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world)
+        progress, guard = Progress(), Guard(recipe.train)
+        found = on_rank_0(world, lambda: _newest(run))
+        reader = checkpoint.CheckpointReader(found["path"]) if found["path"] else None
+        if reader is not None:
+            engine.load(reader)
+            progress = Progress(**{**reader.state["progress"], "ledger": int(reader.state["progress"]["ledger"], 16)})
+            guard.restore(reader.state["guard"])
+        elif recipe.init_from:
+            _initialize(engine, recipe.init_from, world)
+        attempt, number = _begin(run, world, progress.step)
+        start_logging(run, number, world.rank)
+        scribe = Scribe(run, recipe, number, progress.step, steps) if world.rank == 0 else None
+        session = cls(
+            recipe, run, world, sources, engine, steps, progress, guard,
+            _loader(recipe, run, sources, engine, world, progress.position, number), number, attempt, scribe,
+        )  # fmt: skip
+        session.announce(found["damaged"])
+        return session
+
+    def announce(self, damaged: list[str]) -> None:
+        """Say what starts here, and from what."""
+        for words in damaged:
+            self.event("damaged", words)
+        if self.progress.step:
+            self.event(
+                "resume", f"resumed at step {self.progress.step} of {self.total_steps} (attempt {self.attempt_number})"
+            )
+        else:
+            self.event("start", f"run {self.run.root}: {self.total_steps} steps on {self.world.world_size} rank(s)")
+
+    def next_micro_batches(self) -> list[Batch]:
+        """The micro batches of the next step, on this rank's device."""
+        if self._stream is None:
+            self._stream = iter(self.loader)
+        return [next(self._stream).to(self.world.device) for _ in range(self.recipe.train.accumulation)]
+
+    def event(self, kind: str, words: str = "", **facts: Any) -> None:
+        """Write an event; rank 0 alone does."""
+        if self.scribe is not None:
+            self.scribe.event(kind, self.progress.step, words, **facts)
+
+    def save(self) -> bool:
+        """Commit a checkpoint of this moment; False, with words, when the store refuses."""
+        state = {
+            "progress": {**asdict(self.progress), "ledger": f"{self.progress.ledger:032x}"},
+            "guard": self.guard.state(),
+            "run": self.run.name,
+            "attempt": self.attempt_number,
+        }
+        if self.attempt is not None:
+            self.attempt.check()
+        try:
+            checkpoint.save(self.run.checkpoints, self.engine, self.world, state, self.attempt_number)
+        except OSError as error:
+            self.event(
+                "save_failed", f"checkpoint not written ({error.strerror}); the last good one stays, training goes on"
+            )
+            return False
+        self.event("checkpoint", "", checkpoint=self.progress.step)
+        if self.world.rank == 0:
+            keep = self.recipe.checkpoint
+            checkpoint.retain(self.run.checkpoints, keep.keep_last, keep.keep_every, _awaiting_export(self.run))
+        return True
+
+    def close(self) -> None:
+        """Stop workers and close files; the attempt is ended by the caller, who knows how it went."""
+        self.loader.close()
+        if self.scribe is not None:
+            self.scribe.close()
+
+
+def on_rank_0(world: World, work: Callable[[], Value]) -> Value:
+    """Do `work` on rank 0 and give its result, or its error, to every rank."""
+    outcome: tuple[Any, ThalwegError | None] = (None, None)
+    if world.rank == 0:
+        try:
+            outcome = (work(), None)
+        except ThalwegError as error:
+            outcome = (None, error)
+    value, error = world.broadcast_object(outcome)
+    if error is not None:
+        raise error
+    result: Value = value
+    return result
+
+
+def _prepare(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Any, steps: int) -> str:
+    """Make the run, or find that it is this one; words when there is nothing left to do."""
+    if run.exists():
+        run.refuse_other(recipe, sources.digests())
+        newest = max(attempts(run.attempts_folder), default=None)
+        if newest is not None:
+            refuse_if_alive(run.attempts_folder, newest)
+        if run.finished():
+            return f"run {run.root} is finished; `thalweg report {run.root}` shows it"
+        run.update_config(recipe)
+        return ""
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    run.create(
+        recipe,
+        {
+            "steps": steps,
+            "parameters": parameters,
+            "flops_per_sample": objective.flops_per_sample(),
+            "facts": asdict(sources.facts()),
+            "data": sources.digests(),
+            "data_paths": {dataset.name: dataset.path for dataset in sources.datasets},
+            "samples": sources.num_samples,
+            "lanes": dict(zip((d.name for d in sources.datasets), sources.lanes, strict=True)),
+            "code": code_version(),
+            "environment": environment(),
+        },
+    )
+    return ""
+
+
+def _newest(run: RunDirectory) -> dict[str, Any]:
+    reader, damaged = checkpoint.newest_whole(run.checkpoints)
+    if reader is None and damaged:
+        raise CheckpointError(f"run {run.root}: no checkpoint is whole: {'; '.join(damaged)}")
+    return {"path": reader.path if reader else None, "damaged": damaged}
+
+
+def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, int]:
+    attempt: Attempt | None = None
+
+    def begin() -> int:
+        nonlocal attempt
+        attempt = Attempt.begin(run.attempts_folder, step)
+        attempt.update(world_size=world.world_size)
+        return attempt.number
+
+    number = on_rank_0(world, begin)
+    return attempt, number
+
+
+def _loader(
+    recipe: Recipe, run: RunDirectory, sources: Sources, engine: Engine, world: World, position: int, attempt: int
+) -> Loader:
+    return Loader(
+        sources.datasets,
+        sources.order(recipe),
+        engine.module.view,
+        seed=recipe.seed,
+        global_batch=recipe.train.global_batch,
+        accumulation=recipe.train.accumulation,
+        rank=world.rank,
+        world_size=world.world_size,
+        start=position,
+        workers=recipe.data.workers,
+        prefetch=recipe.data.prefetch,
+        quarantine=run.quarantine(world.rank),
+        max_quarantined=recipe.data.max_quarantined,
+        attempt=attempt,
+    )
+
+
+def _initialize(engine: Engine, source: str, world: World) -> None:
+    from pretrain.initialize import initialize
+
+    words = initialize(engine, source)
+    if world.rank == 0:
+        log.info("%s", words)
+
+
+def _awaiting_export(run: RunDirectory) -> set[int]:
+    """Steps whose export is being made right now: their checkpoints must stay."""
+    return {int(path.name.split("-")[1].split(".")[0]) for path in run.exports.glob(".step-*") if path.is_dir()}
+
+
+def code_version() -> dict[str, str]:
+    """The version of this program, and the commit where it runs from a checkout."""
+    version = {"version": metadata.version("thalweg")}
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        for name, command in {"commit": ["rev-parse", "HEAD"], "changes": ["status", "--porcelain", "-uno"]}.items():
+            answer = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=False)
+            version[name] = answer.stdout.strip() if name == "commit" else str(bool(answer.stdout.strip())).lower()
+    return version
+
+
+def environment() -> dict[str, str]:
+    """What a result may depend on besides code, config and data."""
+    names = ("torch", "deepspeed", "transformers", "numpy", "webdataset")
+    return {"python": platform.python_version(), "machine": platform.machine()} | {
+        name: metadata.version(name) for name in names
+    }

@@ -1,0 +1,119 @@
+"""From a recipe's `data` to what the loader needs: open sets, their order, what an objective may know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipelines.base import UserError
+from data_pipelines.mixture import allot_lanes
+from data_pipelines.order import Order, Stream, check_batch, default_lanes, steps_of
+from data_pipelines.shards import Dataset
+from pretrain.config import Recipe
+from pretrain.objective import DataFacts
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The opened data of a run.
+
+    Attributes:
+        datasets: training sets, in the order of the mixture.
+        validation: the set whose loss is measured, if any.
+        num_lanes: of the order, frozen in config.yaml.
+        lanes: whole lanes by dataset, the weights really used.
+    """
+
+    datasets: tuple[Dataset, ...]
+    validation: Dataset | None
+    num_lanes: int
+    lanes: tuple[int, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples over all training sets."""
+        return sum(dataset.num_samples for dataset in self.datasets)
+
+    def order(self, recipe: Recipe) -> Order:
+        """The order of a run's whole life."""
+        streams = [
+            Stream(dataset.name, dataset.shard_sizes, lanes)
+            for dataset, lanes in zip(self.datasets, self.lanes, strict=True)
+        ]
+        return Order(recipe.seed, streams, self.num_lanes, window=recipe.data.window, shuffle=recipe.data.shuffle)
+
+    def digests(self) -> dict[str, str]:
+        """By dataset name; part of a run's identity."""
+        return {dataset.name: dataset.digest for dataset in self.datasets}
+
+    def facts(self) -> DataFacts:
+        """What all training sets agree on.
+
+        Raises:
+            UserError: they disagree.
+        """
+        every = [data_facts(dataset) for dataset in self.datasets]
+        for dataset, facts in zip(self.datasets, every, strict=True):
+            if facts != every[0]:
+                raise UserError(
+                    f"data: {dataset.path} does not go with {self.datasets[0].path}: {facts} against {every[0]}"
+                )
+        return every[0]
+
+
+def open_sources(recipe: Recipe) -> Sources:
+    """Open every set of a recipe.
+
+    Raises:
+        UserError: no data named, a set missing or empty, weights finer than the lanes.
+    """
+    mixture = recipe.data.mixture()
+    if not mixture:
+        raise UserError(f"recipe {recipe.name}: no data; set data.path=FOLDER (made by `thalweg data pack`)")
+    num_lanes = recipe.data.num_lanes or default_lanes(recipe.train.global_batch)
+    datasets = _named_apart([Dataset.open(source.path) for source in mixture])
+    lanes = allot_lanes([source.weight for source in mixture], num_lanes)
+    validation = Dataset.open(recipe.data.validation) if recipe.data.validation else None
+    return Sources(tuple(datasets), validation, num_lanes, tuple(lanes))
+
+
+def total_steps(recipe: Recipe, num_samples: int) -> int:
+    """Steps of the whole run.
+
+    Raises:
+        UserError: not exactly one of train.steps and train.epochs is set.
+    """
+    train = recipe.train
+    if (train.steps is None) == (train.epochs is None):
+        raise UserError(f"recipe {recipe.name}: set exactly one of train.steps and train.epochs")
+    return train.steps or steps_of(train.epochs or 0, num_samples, train.global_batch)
+
+
+def check_sizes(recipe: Recipe, sources: Sources, world_size: int) -> None:
+    """Raises UserError, with the nearest legal values, when the batch does not divide over ranks and lanes."""
+    check_batch(recipe.train.global_batch, recipe.train.accumulation, world_size, sources.num_lanes)
+
+
+def data_facts(dataset: Dataset) -> DataFacts:
+    """What an objective may know of a set before any sample is read."""
+    facts: dict[str, Any] = dataset.facts()
+    size = facts.get("image_size")
+    return DataFacts(
+        channels=facts.get("channels"),
+        image_size=tuple(size) if size else None,
+        vocabulary_size=facts.get("vocabulary_size"),
+        row_tokens=facts.get("row_tokens"),
+        special_tokens=facts.get("special_tokens") or {},
+    )
+
+
+def _named_apart(datasets: Sequence[Dataset]) -> list[Dataset]:
+    names = [dataset.name for dataset in datasets]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UserError(
+            f"data.sources: the name {min(twice)!r} occurs twice; a set's name keys its order: "
+            f"pack one of them anew under another"
+        )
+    return list(datasets)

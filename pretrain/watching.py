@@ -1,0 +1,104 @@
+"""What a run looks at besides its own loss: validation, an online probe, sketches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipelines.loader import finite_batches
+from data_pipelines.shards import Dataset
+from data_pipelines.views.image import PlainImage
+from pretrain import probes
+from pretrain.session import Session
+
+
+def validate(session: Session) -> dict[str, float]:
+    """Mean loss over the validation set, every sample once, by the training view with fixed draws."""
+    assert session.sources.validation is not None
+    total = np.zeros(2)
+    for batch in finite_batches(
+        session.sources.validation,
+        session.engine.module.view,
+        seed=session.recipe.seed,
+        batch_size=_micro_rows(session),
+        rank=session.world.rank,
+        world_size=session.world.world_size,
+        workers=0,
+        max_samples=session.recipe.validation.max_samples,
+    ):
+        on_device = batch.to(session.world.device)
+        output = session.engine.evaluate(on_device)
+        total += [float(output.loss), float(session.engine.module.rows(session.engine.module.view.batch(on_device)))]
+    loss, rows = session.world.sum(total)
+    return {"validation_loss": float(loss / rows)} if rows else {}
+
+
+def online_probe(session: Session) -> dict[str, float]:
+    """k-NN and linear probe on a few thousand labelled samples; nothing where there are no labels."""
+    assert session.recipe.probe is not None
+    train = _features(session, session.sources.datasets[0], session.recipe.probe.train_samples)
+    held_out = session.sources.validation
+    test = _features(session, held_out, session.recipe.probe.test_samples) if held_out is not None else None
+    if train is None or test is None:
+        return {}
+    return {
+        "knn": probes.knn(*train, *test, k=10),
+        "probe": probes.linear_probe(*train, *test).accuracy,
+    }
+
+
+def sketches(session: Session) -> None:
+    """Pictures by the objective, of the same samples each time, for the report."""
+    assert session.sources.validation is not None
+    engine, world = session.engine, session.world
+    batch = next(
+        iter(
+            finite_batches(
+                session.sources.validation, engine.module.view, seed=session.recipe.seed, batch_size=8,
+                rank=world.rank, world_size=world.world_size, workers=0, max_samples=8 * world.world_size,
+            )
+        )
+    )  # fmt: skip
+    pictures = engine.sketch(batch.to(world.device))
+    if world.rank == 0:
+        for name, picture in pictures.items():
+            _write_png(session.run.sketches / f"step-{session.progress.step:08d}" / f"{name}.png", picture)
+
+
+def _features(session: Session, dataset: Dataset, samples: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(N, D) features and (N,) labels on rank 0; every rank takes part in the forward passes."""
+    preprocessor = session.engine.module.encoder().preprocessor
+    if "image_size" not in preprocessor:
+        return None
+    view = PlainImage.model_validate({k: preprocessor[k] for k in PlainImage.model_fields if k in preprocessor})
+    features, labels = [], []
+    for batch in finite_batches(
+        dataset, view, seed=session.recipe.seed, batch_size=64, rank=session.world.rank,
+        world_size=session.world.world_size, workers=0, max_samples=samples,
+    ):  # fmt: skip
+        keep = (batch.weight > 0) & (batch["label"] >= 0)
+        features.append(session.engine.embed(batch.to(session.world.device)).float().cpu()[keep])
+        labels.append(batch["label"][keep])
+    mine = (torch.cat(features).numpy(), torch.cat(labels).numpy())
+    parts = session.world.gather_object(mine)
+    if parts is None:
+        return torch.empty(0, 1), torch.empty(0, dtype=torch.long)
+    x = torch.from_numpy(np.concatenate([part[0] for part in parts]))
+    y = torch.from_numpy(np.concatenate([part[1] for part in parts]))
+    return (x, y) if len(y) else None
+
+
+def _micro_rows(session: Session) -> int:
+    train = session.recipe.train
+    return train.global_batch // (train.accumulation * session.world.world_size)
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    Image.fromarray(picture).save(partial, format="PNG")
+    partial.replace(path)
