@@ -118,6 +118,9 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called on every rank after optimizer step `step` was applied (queues, centres)."""
 
+    def after_skip(self) -> None:
+        """Called on every rank in place of `after_step` when a step was dropped: forget what its forwards noted."""
+
     @abstractmethod
     def encoder(self) -> Encoder:
         """The network an export saves."""

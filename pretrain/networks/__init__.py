@@ -1,0 +1,1 @@
+"""Parts that objectives are made of: encoders on transformers models, heads, decoders, twins, queues."""

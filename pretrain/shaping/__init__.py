@@ -1,0 +1,1 @@
+"""What keeps the energy of everything else up: contrast, regularisers. One loss a file."""

@@ -1,0 +1,47 @@
+"""Energies: how far a prediction is from its target, one number a row.
+
+Low for what belongs together. Everything is computed in fp32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def l2(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference over the last axis: (..., D) to (...)."""
+    return (predicted.float() - target.float()).square().mean(dim=-1)
+
+
+def smooth_l1(predicted: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Quadratic below `beta`, linear above; mean over the last axis: (..., D) to (...)."""
+    return F.smooth_l1_loss(predicted.float(), target.float(), beta=beta, reduction="none").mean(dim=-1)
+
+
+def cosine(predicted: Tensor, target: Tensor) -> Tensor:
+    """One minus the cosine, in [0, 2]: (..., D) to (...)."""
+    return 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Surprise at the true class in nats: logits (N, K), classes (N,) int64, to (N,)."""
+    return F.cross_entropy(logits.float(), target, reduction="none")
+
+
+def normalize_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """Each patch at mean 0 and variance 1.
+
+    Args:
+        patches: (..., P).
+
+    Returns:
+        normalised patches (..., P), means (..., 1), standard deviations (..., 1); so that
+        patches = normalised * std + mean.
+
+    Source: He 2021, arXiv:2111.06377, section 4.2; their code's unbiased variance and eps.
+    """
+    patches = patches.float()
+    mean = patches.mean(dim=-1, keepdim=True)
+    std = (patches.var(dim=-1, keepdim=True) + eps).sqrt()
+    return (patches - mean) / std, mean, std

@@ -1,0 +1,71 @@
+"""Image encoders on transformers models, and the features that are read off them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, ViTModel
+
+from data_pipelines.base import UserError
+from pretrain.networks.architectures import VISION, model_class, network_config
+from pretrain.networks.vit import draw_vit
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an image encoder says of a batch.
+
+    Attributes:
+        pooled: (B, D), mean over the patches or the map.
+        cls: (B, D), the class token of a ViT; None for a convnet.
+    """
+
+    pooled: Tensor
+    cls: Tensor | None = None
+
+    def joined(self) -> Tensor:
+        """(B, D) or (B, 2D): all there is, class token first."""
+        return self.pooled if self.cls is None else torch.cat([self.cls, self.pooled], dim=-1)
+
+
+def vision_encoder(tree: Mapping[str, Any], where: str, *, image_size: int, channels: int) -> PreTrainedModel:
+    """Draw the image encoder that `tree` describes, without a pooling head.
+
+    ViTs get fixed sine-cosine positions and the initialisation of MAE and MoCo v3 (`draw_vit`).
+
+    Raises:
+        UserError: see `network_config`; or `image_size` is no multiple of `patch_size`.
+    """
+    defaults = {"layer_norm_eps": 1e-6} if tree.get("architecture") in ("vit", "convnext") else {}
+    config = network_config({**defaults, **tree}, VISION, where, image_size=image_size, num_channels=channels)
+    build = model_class(str(tree["architecture"]), VISION)
+    if build is not ViTModel:
+        return build(config)
+    if image_size % config.patch_size:
+        raise UserError(f"{where}: image_size={image_size} is no multiple of patch_size={config.patch_size}")
+    encoder = ViTModel(config, add_pooling_layer=False)
+    draw_vit(encoder)
+    return encoder
+
+
+def features(encoder: PreTrainedModel, images: Tensor) -> Features:
+    """Read class token and pooled features off an encoder.
+
+    Args:
+        images: (B, C, H, W), normalised.
+    """
+    output = encoder(images.to(encoder.dtype))
+    if isinstance(encoder, ViTModel):
+        tokens = output.last_hidden_state  # (B, 1 + N, D)
+        return Features(pooled=tokens[:, 1:].mean(dim=1), cls=tokens[:, 0])
+    return Features(pooled=output.pooler_output.flatten(1))
+
+
+def feature_width(encoder: PreTrainedModel) -> int:
+    """D of `features`."""
+    config = encoder.config
+    return int(config.hidden_size if isinstance(encoder, ViTModel) else config.hidden_sizes[-1])

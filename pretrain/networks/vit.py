@@ -1,0 +1,69 @@
+"""Initialisation of ViTs as MAE and MoCo v3 do it.
+
+transformers draws positions at random, and its ViTMAE leaves positions and tokens at zero when a
+model is made from a config; so positions are written here, by hand, and a test looks at them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import ViTModel
+from transformers.models.vit.modeling_vit import ViTLayer
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine positions, row by row, behind a zero for the class token.
+
+    Args:
+        grid: patches along one side.
+        width: D, a multiple of 4; the first half codes the column, the second the row.
+
+    Returns:
+        (1 + grid * grid, D) float32.
+
+    Raises:
+        ValueError: `width` is no multiple of 4.
+
+    Source: He 2021, arXiv:2111.06377, section 3 (their code puts the column first).
+    """
+    if width % 4:
+        raise ValueError(f"sine-cosine positions want a width that is a multiple of 4, got {width}")
+    frequencies = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.outer(torch.arange(grid, dtype=torch.float64), frequencies)  # (grid, D/4)
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D/2)
+    columns, rows = waves.repeat(grid, 1), waves.repeat_interleave(grid, dim=0)
+    patches = torch.cat([columns, rows], dim=1)  # (grid * grid, D)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches]).float()
+
+
+@torch.no_grad()
+def draw_vit(encoder: ViTModel) -> None:
+    """Redraw a ViT: fixed positions, small class token, Xavier in patches and blocks.
+
+    Source: MAE's and MoCo v3's published code.
+    """
+    embeddings = encoder.embeddings
+    grid = int(embeddings.patch_embeddings.num_patches**0.5)
+    embeddings.position_embeddings.copy_(sincos_positions(grid, encoder.config.hidden_size))
+    embeddings.position_embeddings.requires_grad_(False)
+    nn.init.normal_(embeddings.cls_token, std=0.02)
+    projection = embeddings.patch_embeddings.projection
+    nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
+    nn.init.zeros_(projection.bias)
+    draw_blocks(encoder.layers)
+
+
+@torch.no_grad()
+def draw_blocks(blocks: nn.ModuleList) -> None:
+    """Xavier in every linear map of ViT blocks; query, key and value as if they were one matrix."""
+    for block in blocks:
+        assert isinstance(block, ViTLayer)
+        attention = block.attention
+        joint = {attention.q_proj, attention.k_proj, attention.v_proj}
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                # three D x D matrices drawn as one 3D x D: bound sqrt(6 / 4D) instead of sqrt(6 / 2D)
+                nn.init.xavier_uniform_(module.weight, gain=0.5**0.5 if module in joint else 1.0)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
