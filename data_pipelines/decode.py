@@ -1,0 +1,161 @@
+"""Bytes of a field to arrays: images of every usual kind, labels. By content, never by name."""
+
+from __future__ import annotations
+
+import io
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_pipelines.base import SampleError
+from data_pipelines.batch import Sample
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+MAX_PIXELS = 2**26
+"""Larger images are refused before decoding: 201 MB as RGB."""
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "MPO", "TIFF", "WEBP")  # none that starts another program, as EPS does
+_ORIENTATION = 0x0112
+_EXIF_WITHIN = 1 << 16
+
+for _plugin in ("Mpo", "Tiff", "WebP"):
+    import_module(f"PIL.{_plugin}ImagePlugin")  # Pillow would search all its plugins for these at first use
+Image.MAX_IMAGE_PIXELS = None  # `_open` refuses bombs by `max_pixels`, in one place for all formats
+
+
+def image_field(fields: Any) -> str | None:
+    """The first of `fields` that holds an image, e.g. "jpg"; None where there is none."""
+    return next((name for name in fields if name.rsplit(".", 1)[-1] in IMAGE_FIELDS), None)
+
+
+def image_bytes(sample: Sample) -> bytes:
+    """The encoded image of a sample.
+
+    Raises:
+        SampleError: it has no image field.
+    """
+    name = image_field(sample.fields)
+    if name is None:
+        raise SampleError(f"no image among fields {sorted(sample.fields)}", key=sample.key, shard=sample.shard)
+    return sample.fields[name]
+
+
+def decode_image(data: bytes, channels: Literal[1, 3] = 3, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image upright.
+
+    Grey, palette, CMYK and 16-bit images are converted with their values scaled; alpha is dropped as
+    torchvision and webdataset do, so that published numbers stay comparable; of an animation the
+    first frame is taken; EXIF orientation is applied.
+
+    Args:
+        channels: 1 (luma) or 3 (RGB).
+        max_pixels: of larger images only the header is read.
+
+    Returns:
+        (H, W, channels) uint8.
+
+    Raises:
+        SampleError: damaged, no image, or too large.
+    """
+    pixels = _decode_plain_jpeg(data, channels, max_pixels) if data[:2] == b"\xff\xd8" else None
+    if pixels is not None:
+        return pixels
+    with _open(data, max_pixels) as image:
+        try:
+            image.load()
+            pixels = _to_array(image, channels)
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception as error:  # Pillow's decoders raise whatever hostile bytes lead them to
+            raise SampleError(f"image damaged: {_words(error)}") from None
+    return _turn_upright(pixels, orientation)
+
+
+def image_facts(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int, int]:
+    """(height, width, channels 1 or 3) of an image once decoded upright, from its header.
+
+    Raises:
+        SampleError: damaged, no image, or too large.
+    """
+    with _open(data, max_pixels) as image:
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        except Exception as error:
+            raise SampleError(f"image damaged: {_words(error)}") from None
+        width, height = reversed(image.size) if turned else image.size
+        return height, width, 1 if image.mode in {"1", "L", "LA", "La"} or image.mode[0] in "IF" else 3
+
+
+def decode_label(sample: Sample) -> int | None:
+    """The class number in the field `cls`; None where there is no such field.
+
+    Raises:
+        SampleError: the field holds no whole number >= 0.
+    """
+    text = sample.fields.get("cls")
+    if text is None:
+        return None
+    try:
+        label = int(text)
+    except ValueError:
+        label = -1
+    if label < 0:
+        raise SampleError(f"field cls holds {text[:40]!r}, no class number", key=sample.key, shard=sample.shard)
+    return label
+
+
+def _decode_plain_jpeg(data: bytes, channels: int, max_pixels: int) -> np.ndarray | None:
+    """A JPEG without EXIF or CMYK at twice Pillow's speed; None where Pillow has to judge."""
+    if b"Exif\0" in data[:_EXIF_WITHIN]:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if height * width > max_pixels or colours not in {"YCbCr", "Gray", "RGB"}:
+            return None
+        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+    except ValueError:
+        return None
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the header; the pixels stay encoded."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:
+        raise SampleError(f"no image: {_words(error)}") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise SampleError(f"image of {width} x {height} pixels, more than {max_pixels} in all")
+    return image
+
+
+def _to_array(image: Image.Image, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8 with values scaled to 0..255."""
+    if image.mode[0] == "I":  # 16-bit grey; Pillow's own conversion clips instead of scaling
+        wide = np.asarray(image).astype(np.int64)
+        grey = (np.clip(wide, 0, 65535) + 128) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], channels, axis=2)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo EXIF orientation 1..8; other values are taken as 1."""
+    if orientation in {5, 6, 7, 8}:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _words(error: Exception) -> str:
+    """An exception in one line, without object addresses."""
+    text = " ".join(str(error).split("<", 1)[0].split())
+    return f"{type(error).__name__} {text}".strip()

@@ -1,0 +1,236 @@
+"""Tars that others wrote: indexed on first use, unpacked where gzipped, kept in a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.base import DataError, SampleError, UserError, write_atomically
+from data_pipelines.batch import Sample
+from data_pipelines.decode import decode_label, image_bytes, image_facts, image_field
+from data_pipelines.index import SUFFIX, Index, read_index
+from data_pipelines.indexer import index_tar
+from data_pipelines.shards import MANIFEST, Facts, Manifest, Shard
+from data_pipelines.storage import (
+    exists,
+    fingerprint,
+    glob,
+    join,
+    local_path,
+    modified_before,
+    names_in,
+    open_reader,
+    read_bytes,
+)
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+MAX_INFLATION = 200
+"""A gzipped tar may grow by this factor beyond its first GiB."""
+SNIFFED_SAMPLES = 32
+READ_BYTES = 1 << 20
+_GLOB = re.compile(r"[*?\[]")
+
+Place = tuple[str, str]
+"""(tar, index) addresses of a shard."""
+
+
+def cache_folder() -> Path:
+    """Where foreign indexes are kept: `$THALWEG_CACHE/foreign`, else `~/.cache/thalweg/foreign`."""
+    return Path(os.environ.get("THALWEG_CACHE") or Path.home() / ".cache" / "thalweg") / "foreign"
+
+
+def open_foreign(path: str) -> tuple[Manifest, list[Place]]:
+    """Index the tars at `path` that are not indexed yet.
+
+    Args:
+        path: a tar, a glob of tars, or a folder that holds some.
+
+    Returns:
+        A manifest in memory, and the places of its shards.
+
+    Raises:
+        UserError: there is no tar.
+        DataError: the tars hold no sample at all, or one is a decompression bomb.
+    """
+    tars = find_tars(path)
+    places, indexes = zip(*(_prepare(tar) for tar in tars), strict=True)
+    shards = [shard_of(tar, index) for tar, index in zip(tars, indexes, strict=True)]
+    if not any(shard.samples for shard in shards):
+        damage = next((f": {index.header.damage[0]}" for index in indexes if index.header.damage), "")
+        raise DataError(f"dataset {path}: no samples in {len(tars)} tars{damage}")
+    manifest = Manifest.make(
+        name=_name(path),
+        source=path,
+        fields=sorted({field for index in indexes for field in index.header.fields}),
+        facts=sniff(places, indexes),
+        classes=_classes_beside(tars[0]),
+        shards=shards,
+    )
+    return manifest, list(places)
+
+
+def find_tars(path: str) -> list[str]:
+    """Sorted addresses of the tars behind a path, folder or glob.
+
+    Raises:
+        UserError: there are none.
+    """
+    if _GLOB.search(path) and not exists(path):
+        found = [match for match in glob(path) if match.endswith(TAR_SUFFIXES)]
+    elif path.endswith(TAR_SUFFIXES) and exists(path):
+        found = [path]
+    else:
+        found = [join(path, name) for name in names_in(path) if name.endswith(TAR_SUFFIXES)]
+    if not found:
+        raise UserError(f"dataset {path}: {_why_nothing(path)}")
+    return found
+
+
+def shard_of(tar: str, index: Index) -> Shard:
+    """The manifest's line of an indexed tar."""
+    return Shard(
+        file=tar.rsplit("/", 1)[-1],
+        samples=index.num_samples,
+        bytes=index.header.shard_bytes,
+        digest=index.header.shard_digest,
+    )
+
+
+def sniff(places: tuple[Place, ...] | list[Place], indexes: tuple[Index, ...] | list[Index]) -> Facts:
+    """Facts as the first readable samples of the first shard that has any show them."""
+    samples = list(_first_samples(places, indexes))
+    sizes, channels = set(), set()
+    labelled = bool(samples)
+    for sample in samples:
+        try:
+            labelled = decode_label(sample) is not None and labelled
+            if image_field(sample.fields) is not None:
+                height, width, colours = image_facts(image_bytes(sample))
+                sizes.add((height, width))
+                channels.add(colours)
+        except SampleError:
+            continue
+    return Facts(
+        channels=max(channels, default=None),
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        labels_field="cls" if labelled else None,
+    )
+
+
+def _first_samples(
+    places: tuple[Place, ...] | list[Place], indexes: tuple[Index, ...] | list[Index]
+) -> Iterator[Sample]:
+    shard = next((number for number, index in enumerate(indexes) if index.num_samples), None)
+    if shard is None:
+        return
+    index, reader = indexes[shard], open_reader(places[shard][0])
+    for number in range(min(SNIFFED_SAMPLES, index.num_samples)):
+        yield Sample(index.key(number), index.fields_of(number, reader.pread(*index.span(number))))
+
+
+def _why_nothing(path: str) -> str:
+    if _GLOB.search(path):
+        return "no .tar or .tar.gz matches"
+    if not exists(path):
+        return "no such file or folder"
+    sets = [join(path, name) for name in names_in(path) if exists(join(join(path, name), MANIFEST))]
+    if sets:
+        return f"a folder of sets; name one of them: {', '.join(sets)}"
+    return "holds neither a manifest.json nor a .tar; pack it first: thalweg data pack"
+
+
+def _name(path: str) -> str:
+    """A name from the path, e.g. "cifar10-train" from "data/cifar10/train-*.tar"."""
+    *folders, last = path.split("/")
+    if not _GLOB.search(last) and not last.endswith(TAR_SUFFIXES):
+        return last or "tars"
+    stem = re.split(r"[*?\[]|\.tar|\.tgz", last)[0].rstrip("-_.0123456789")
+    return "-".join(part for part in (folders[-1] if folders else "", stem) if part) or "tars"
+
+
+def _classes_beside(tar: str) -> tuple[str, ...] | None:
+    """Lines of a classes.txt in the tar's folder."""
+    beside = tar.rsplit("/", 1)[0] if "/" in tar else "."
+    try:
+        return tuple(read_bytes(join(beside, "classes.txt")).decode().split("\n")[:-1]) or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _prepare(tar: str) -> tuple[Place, Index]:
+    """A foreign shard with its index, made now where there is none of this very tar."""
+    zipped = tar.endswith((".gz", ".tgz"))
+    beside = None if zipped else _index_beside(tar)
+    if beside is not None:
+        return (tar, tar + SUFFIX), beside
+    where = tar if local_path(tar) is None else str(Path(tar).resolve())
+    stem = hashlib.blake2b(f"{where} {fingerprint(tar)}".encode(), digest_size=16).hexdigest()
+    plain, cached = tar, cache_folder() / f"{stem}{SUFFIX}"
+    if zipped:
+        plain = str(cache_folder() / f"{stem}.tar")
+        if not Path(plain).exists():
+            _unpack(tar, Path(plain))
+    try:
+        return (plain, str(cached)), read_index(str(cached))
+    except (OSError, DataError):
+        index = index_tar(plain)
+        write_atomically(cached, index.to_bytes())
+        return (plain, str(cached)), index
+
+
+def _index_beside(tar: str) -> Index | None:
+    """The sidecar of a tar, unless it is damaged, older than the tar or of another size."""
+    try:
+        index = read_index(tar + SUFFIX)
+        fresh = index.header.shard_bytes == open_reader(tar).size and not modified_before(tar + SUFFIX, tar)
+    except (OSError, DataError):
+        return None
+    return index if fresh else None
+
+
+def _unpack(archive: str, plain: Path) -> None:
+    """Gunzip into the cache; what a truncated archive still yields is kept.
+
+    Raises:
+        DataError: it grows beyond all measure.
+    """
+    plain.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=plain.parent, prefix=".unpack-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for block in _gunzip(archive):
+                file.write(block)
+        Path(partial).replace(plain)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _gunzip(archive: str) -> Iterator[bytes]:
+    """Blocks of a gzip file of one or more streams, up to its end or its first damage."""
+    reader = open_reader(archive)
+    limit = max(2**30, reader.size * MAX_INFLATION)
+    inflate, offset, produced = zlib.decompressobj(wbits=31), 0, 0
+    pending = b""
+    while True:
+        if not pending:
+            pending = reader.pread(offset, READ_BYTES)
+            offset += len(pending)
+        if not pending:
+            return
+        try:
+            block = inflate.decompress(pending, READ_BYTES)
+        except zlib.error:
+            return
+        produced += len(block)
+        if produced > limit:
+            raise DataError(f"{archive}: unpacks to more than {limit} bytes; unpack it by hand if it is what you want")
+        yield block
+        pending = inflate.unconsumed_tail
+        if inflate.eof:
+            pending = inflate.unused_data
+            inflate = zlib.decompressobj(wbits=31)

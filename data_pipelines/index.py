@@ -1,0 +1,174 @@
+"""The sidecar index of a shard: where each sample's members lie, its key, and a digest of its bytes.
+
+`X.tar.index` is a safetensors file: arrays only, nothing that could execute. A sample is what
+`webdataset` takes it to be: consecutive members that share the path up to the first dot of the base name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from data_pipelines.base import DataError, Strict
+from data_pipelines.storage import read_bytes
+
+SUFFIX = ".index"
+MAX_SAMPLE_BYTES = 2**31 - 1
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "offsets": np.dtype("<i8"),
+    "sizes": np.dtype("<i8"),
+    "field_ids": np.dtype("<u2"),
+    "starts": np.dtype("<i8"),
+    "key_starts": np.dtype("<i8"),
+    "key_bytes": np.dtype("u1"),
+    "digests": np.dtype("<u8"),
+}
+
+
+class Header(Strict):
+    """What the index says of its shard as a whole."""
+
+    version: Literal[1] = 1
+    shard_bytes: int = Field(ge=0)
+    """Size of the tar."""
+    shard_digest: str
+    """xxh3_128 of the tar's bytes, hexadecimal."""
+    fields: tuple[str, ...]
+    """Names behind `Index.field_ids`."""
+    damage: tuple[str, ...] = ()
+    """What was left out of the index, and where."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Members and samples of one shard.
+
+    Attributes:
+        offsets: (M,) int64, first byte of each member in the tar.
+        sizes: (M,) int64, bytes of each member.
+        field_ids: (M,) uint16 into `header.fields`.
+        starts: (S + 1,) int64, first member of each sample.
+        key_starts: (S + 1,) int64, first byte of each key in `key_bytes`.
+        key_bytes: UTF-8 of all keys in a row.
+        digests: (S,) uint64, see `payload_digest`.
+    """
+
+    header: Header
+    offsets: np.ndarray
+    sizes: np.ndarray
+    field_ids: np.ndarray
+    starts: np.ndarray
+    key_starts: np.ndarray
+    key_bytes: np.ndarray
+    digests: np.ndarray
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the shard."""
+        return len(self.digests)
+
+    def key(self, sample: int) -> str:
+        """Name of one sample."""
+        return self.key_bytes[self.key_starts[sample] : self.key_starts[sample + 1]].tobytes().decode()
+
+    def span(self, sample: int) -> tuple[int, int]:
+        """(offset, size) of the one range of the tar that holds the whole sample."""
+        first, last = int(self.starts[sample]), int(self.starts[sample + 1]) - 1
+        start = int(self.offsets[first])
+        return start, int(self.offsets[last] + self.sizes[last]) - start
+
+    def fields_of(self, sample: int, span: bytes) -> dict[str, bytes]:
+        """Cut the bytes of `span` into the sample's fields, in tar order."""
+        first, stop = int(self.starts[sample]), int(self.starts[sample + 1])
+        base = int(self.offsets[first])
+        fields = {}
+        for member in range(first, stop):
+            start = int(self.offsets[member]) - base
+            fields[self.header.fields[self.field_ids[member]]] = span[start : start + int(self.sizes[member])]
+        return fields
+
+    def to_bytes(self) -> bytes:
+        """The sidecar's content."""
+        arrays = {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in _DTYPES.items()}
+        facts = {"header": self.header.model_dump(mode="json"), "digest": _digest(arrays)}
+        # One metadata key: safetensors keeps several in no fixed order, and equal sets must be equal bytes.
+        return save(arrays, metadata={"thalweg": json.dumps(facts, sort_keys=True)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Index:
+        """Read a sidecar without trusting it.
+
+        Args:
+            name: of the sidecar, for messages.
+
+        Raises:
+            DataError: it is damaged, or was made by another version.
+        """
+        try:
+            facts = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["thalweg"])
+            header = Header.model_validate(facts["header"])
+            arrays = load(data)
+            whole = {k: v.dtype for k, v in arrays.items()} == _DTYPES and _digest(arrays) == facts["digest"]
+            index = cls(header=header, **arrays) if whole else None
+        except (ValueError, LookupError, TypeError, SafetensorError, ValidationError):
+            index = None
+        if index is None or not index._is_consistent():
+            raise DataError(f"index {name} is damaged or of another version; rebuild it: thalweg data check --fix")
+        return index
+
+    def _is_consistent(self) -> bool:
+        """Whether every range lies inside its array or the shard, whoever wrote the index."""
+        ends = self.offsets + self.sizes
+        try:
+            self.key_bytes.tobytes().decode()
+        except UnicodeDecodeError:
+            return False
+        return bool(
+            len(self.offsets) == len(self.sizes) == len(self.field_ids)
+            and len(self.starts) == len(self.key_starts) == self.num_samples + 1
+            and _climbs(self.starts, len(self.offsets), 1)
+            and _climbs(self.key_starts, len(self.key_bytes), 0)
+            and np.all(self.field_ids < len(self.header.fields))
+            and np.all((self.offsets >= 0) & (self.sizes >= 0) & (ends <= self.header.shard_bytes))
+            and np.all(self.offsets[1:] >= ends[:-1])
+        )
+
+
+def read_index(address: str) -> Index:
+    """Read the sidecar at `address`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged.
+    """
+    return Index.from_bytes(read_bytes(address), address)
+
+
+def payload_digest(fields: Iterable[tuple[str, bytes]]) -> int:
+    """xxh3_64 over `field NUL bytes` of each member in tar order."""
+    digest = xxhash.xxh3_64()
+    for name, data in fields:
+        digest.update(name.encode() + b"\0")
+        digest.update(data)
+    return digest.intdigest()
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    """Names the content of all arrays."""
+    digest = xxhash.xxh3_128()
+    for name in _DTYPES:
+        digest.update(arrays[name].tobytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _climbs(starts: np.ndarray, stop: int, step: int) -> bool:
+    """Whether `starts` runs from 0 to `stop` in steps of at least `step`."""
+    return bool(starts[0] == 0 and starts[-1] == stop and np.all(np.diff(starts) >= step))

@@ -1,0 +1,207 @@
+"""What all sources share: samples in, shards with indexes and a manifest out, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from data_pipelines.base import Strict, UserError, write_atomically
+from data_pipelines.hashing import mix, word
+from data_pipelines.indexer import write_index
+from data_pipelines.shards import MANIFEST, Dataset, Facts, Manifest, Shard
+from data_pipelines.tar import BLOCK
+
+FEW_SHARDS = 8
+FEW_SAMPLES = 64
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, total)."""
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Says nothing."""
+
+
+class PackConfig(Strict):
+    """What every source can be told."""
+
+    seed: int = Field(0, ge=0)
+    """Of the global shuffle and of splits."""
+    shard_bytes: int = Field(64 * 2**20, gt=0)
+    """Size to aim at; small sets are cut into several shards all the same."""
+    samples_per_shard: int | None = Field(None, gt=0)
+    """Overrides `shard_bytes`."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One set to write.
+
+    Attributes:
+        name: of its folder below OUT.
+        samples: (key, fields) in the order they shall have on disk.
+        num_samples: how many there will be.
+        num_bytes: about how many bytes their fields have together.
+    """
+
+    name: str
+    samples: Iterable[tuple[str, Mapping[str, bytes]]]
+    num_samples: int
+    num_bytes: int
+    facts: Facts
+    classes: tuple[str, ...] | None = None
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name at the end, or vanishes when packing fails.
+
+    Raises:
+        UserError: `out` holds something already, or its disk is full.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"output {out} exists and is not empty; choose another folder or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    except OSError as error:
+        raise UserError(f"output {out}: {error.strerror}") from None
+    try:
+        yield stage
+        stage.chmod(0o755)
+        stage.replace(out)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise UserError(f"output {out}: no space left on its disk; nothing was kept of this attempt") from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_sets(
+    out: Path,
+    splits: Iterable[Split],
+    config: PackConfig,
+    *,
+    name: str,
+    source: str,
+    licence: str = "",
+    progress: Progress = no_progress,
+) -> list[Dataset]:
+    """Write each split as a packed set in a folder of its own below `out`.
+
+    Raises:
+        UserError: `out` is not empty, or there is no space.
+    """
+    splits = list(splits)
+    _refuse_full_disk(out, sum(split.num_bytes + 3 * BLOCK * split.num_samples for split in splits))
+    with staged(out) as stage:
+        for split in splits:
+            folder = stage / split.name
+            folder.mkdir()
+            shards, fields = _write_shards(folder, split, config, progress)
+            for file, content in split.extra_files.items():
+                write_atomically(folder / file, content)
+            manifest = Manifest.make(
+                name=f"{name}-{split.name}",
+                source=source,
+                licence=licence,
+                fields=fields,
+                facts=split.facts,
+                classes=split.classes,
+                shards=shards,
+            )
+            write_atomically(folder / MANIFEST, manifest.to_bytes())
+    return [Dataset.open(str(out / split.name)) for split in splits]
+
+
+def shuffled(keys: list[str], seed: int) -> np.ndarray:
+    """(N,) places in `keys`, in an order that depends on seed and keys alone."""
+    return np.lexsort((keys, mix(seed, "pack", _words(keys))))
+
+
+def held_out(keys: list[str], fraction: float, seed: int) -> np.ndarray:
+    """(N,) bool: which keys fall into the validation split.
+
+    A key's side depends on its own hash, so that adding samples moves none; one is held out even
+    where none would be.
+    """
+    hashes = mix(seed, "validation", _words(keys))
+    chosen = hashes < np.uint64(int(fraction * (2**64 - 1)))
+    if fraction > 0 and len(keys) > 1 and not chosen.any():
+        chosen[np.argmin(hashes)] = True
+    return chosen
+
+
+def _words(keys: list[str]) -> np.ndarray:
+    return np.array([word(key) for key in keys], np.uint64)
+
+
+def samples_per_shard(num_samples: int, num_bytes: int, config: PackConfig) -> int:
+    """Equal shards of about `shard_bytes`; several where a set has samples enough for a shuffle."""
+    if config.samples_per_shard is not None:
+        return config.samples_per_shard
+    by_bytes = -(-num_bytes // config.shard_bytes)
+    shards = max(1, by_bytes, min(FEW_SHARDS, num_samples // FEW_SAMPLES))
+    return max(1, -(-num_samples // shards))
+
+
+def _write_shards(
+    folder: Path, split: Split, config: PackConfig, progress: Progress
+) -> tuple[list[Shard], tuple[str, ...]]:
+    size = samples_per_shard(split.num_samples, split.num_bytes, config)
+    fields: set[str] = set()
+    shards: list[Shard] = []
+    samples = iter(split.samples)
+    done = 0
+    while done < split.num_samples:
+        path = folder / f"{split.name}-{len(shards):06d}.tar"
+        with path.open("wb") as tar:
+            for _ in range(min(size, split.num_samples - done)):
+                key, contents = next(samples)
+                for name, content in contents.items():
+                    _write_member(tar, f"{key}.{name}", content)
+                done += 1
+                progress(f"pack {split.name}", done, split.num_samples)
+            tar.write(bytes(2 * BLOCK))
+            tar.flush()
+            os.fsync(tar.fileno())
+        index = write_index(path)
+        fields.update(index.header.fields)
+        shards.append(
+            Shard(
+                file=path.name,
+                samples=index.num_samples,
+                bytes=index.header.shard_bytes,
+                digest=index.header.shard_digest,
+            )
+        )
+    return shards, tuple(sorted(fields))
+
+
+def _write_member(tar: Any, name: str, content: bytes) -> None:
+    """A member without time or owner, so that equal samples make equal tars."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.write(info.tobuf(tarfile.PAX_FORMAT))
+    tar.write(content)
+    tar.write(bytes(-len(content) % BLOCK))
+
+
+def _refuse_full_disk(out: Path, num_bytes: int) -> None:
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(f"output {out}: needs about {num_bytes / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left")
