@@ -63,6 +63,18 @@ class Votes:
 
 
 def knn(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int = 10, temperature: float | None = None
+) -> float:
+    """Top-1 accuracy, in [0, 1], of the `k` nearest training features; see `knn_sweep`.
+
+    Args:
+        temperature: of weighted votes; every neighbour has one vote when None.
+    """
+    votes = knn_sweep(train_x, train_y, test_x, test_y, (k,), temperature or 1.0)[k]
+    return votes.majority if temperature is None else votes.weighted
+
+
+def knn_sweep(
     train_x: Tensor,
     train_y: Tensor,
     test_x: Tensor,
@@ -202,12 +214,12 @@ class Probe:
     """A linear probe and how it was chosen.
 
     Attributes:
-        top1: accuracy on the test features, in [0, 1].
+        accuracy: top-1 on the test features, in [0, 1].
         l2: the penalty chosen.
         held_out_loss: mean cross-entropy, nats, on held-out training features at that penalty.
     """
 
-    top1: float
+    accuracy: float
     l2: float
     held_out_loss: float
 

@@ -1,0 +1,313 @@
+"""Exports: the encoder of a checkpoint as a folder that plain `transformers` opens.
+
+    config.json, model.safetensors   `AutoModel.from_pretrained(folder)`; networks of our own: `load_encoder(folder)`
+    preprocessor_config.json         what an input needs before the network sees it, and where the weights come from
+
+An export is made on a CPU, reads only the encoder's part of the checkpoint, and appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel, ViTModel
+
+from data_pipelines.base import CheckpointError, Strict, UserError, parse
+from data_pipelines.hashing import mix
+from data_pipelines.views.image import PlainImage
+from pretrain.checkpoint import CheckpointReader, newest_whole
+from pretrain.networks.vision import Features, features
+from pretrain.networks.vit import draw_vit
+from pretrain.objective import DataFacts, Encoder, Objective
+from pretrain.objectives import build
+from pretrain.run.directory import RunDirectory
+
+MANIFEST = "MANIFEST.json"
+PREPROCESSOR = "preprocessor_config.json"
+PROVENANCE = "thalweg"
+"""Key of `preprocessor_config.json` under which an export says where it comes from."""
+
+
+class Network(Protocol):
+    """A network that transformers does not know; `type(network)(network.config)` draws it anew."""
+
+    config: Strict
+
+    def features(self, images: Tensor) -> Features:
+        """Features of normalised images (B, C, H, W)."""
+        ...
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder of a committed checkpoint.
+
+    Args:
+        path: that folder, or a run's, which means the run's newest whole checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = Path(path)
+    if (given / MANIFEST).is_file():
+        return given
+    if (given / "run.json").is_file():
+        reader, damaged = newest_whole(RunDirectory(given).checkpoints)
+        if reader is None:
+            reason = f"; damaged: {'; '.join(damaged)}" if damaged else ""
+            raise UserError(f"run {given} has no whole checkpoint yet{reason}")
+        return Path(reader.path)
+    if given.is_dir():
+        raise UserError(f"{path} is neither a run nor a committed checkpoint (no run.json, no {MANIFEST} in it)")
+    raise UserError(f"checkpoint {path} does not exist; want runs/NAME or runs/NAME/checkpoints/step-N")
+
+
+def checkpoint_digest(checkpoint: Path) -> str:
+    """32 hex digits of its manifest, which holds the digests of all its files."""
+    return hashlib.blake2b((checkpoint / MANIFEST).read_bytes(), digest_size=16).hexdigest()
+
+
+def export(checkpoint: str | Path, out: str | Path) -> Path:
+    """Write the encoder of a checkpoint in transformers' format.
+
+    Two processes may export the same checkpoint to the same place at once: one of them wins, both are served.
+
+    Args:
+        checkpoint: see `find_checkpoint`; the run's config.yaml and run.json lie above it.
+        out: folder to make.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: no such checkpoint, or `out` holds anything but an export of this very checkpoint.
+        CheckpointError: the checkpoint is damaged, or of another model than its run's recipe describes.
+    """
+    source, out = find_checkpoint(checkpoint), Path(out)
+    digest = checkpoint_digest(source)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        return _refuse_other(out, digest)
+    reader, run = CheckpointReader(source), RunDirectory.open(source)
+    encoder = trained_encoder(run, reader)
+    provenance = {
+        "run": run.name,
+        "step": int(source.name.rpartition("-")[2]),
+        "checkpoint": digest,
+        "objective": run.recipe().objective["name"],
+        "version": version("thalweg"),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+        staged = Path(staging) / "export"
+        _write(encoder, provenance, staged)
+        try:
+            staged.rename(out)
+        except OSError:  # another process was faster
+            return _refuse_other(out, digest)
+    return out
+
+
+def trained_encoder(run: RunDirectory, reader: CheckpointReader) -> Encoder:
+    """The objective's encoder with the weights of a checkpoint; nothing but the encoder takes memory."""
+    recipe, facts = run.recipe(), dict(run.info()["facts"])
+    facts["image_size"] = tuple(facts["image_size"]) if facts.get("image_size") else None
+    with torch.device("meta"):
+        objective = build(recipe.objective, DataFacts(**facts), recipe.seed)
+        encoder = objective.encoder()
+    wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in _persistent(encoder.module).items()}
+    weights = _Weights(reader, objective)
+    encoder.module.to_empty(device="cpu")
+    empty = _persistent(encoder.module)
+    with torch.no_grad():
+        for name, (shape, _) in wanted.items():
+            empty[name].copy_(weights.read(encoder.prefix + name, shape))
+    if isinstance(encoder.module, PreTrainedModel):
+        encoder.module.tie_weights()
+    return encoder
+
+
+class _Weights:
+    """Reads a tensor by name, whatever kind of state it is."""
+
+    def __init__(self, reader: CheckpointReader, objective: Objective) -> None:
+        self._reader = reader
+        self._targets = tuple(f"{target.target}." for target in objective.targets)
+        self._shapes = {kind: reader.names(kind) for kind in ("w", "ema", "buffer")}
+
+    def read(self, name: str, shape: torch.Size) -> Tensor:
+        # a target encoder's own w is the rounded copy that the forward pass reads; ema is the fp32 original
+        kinds = ("ema", "w", "buffer") if name.startswith(self._targets) else ("w", "buffer")
+        for kind in kinds:
+            if name in self._shapes[kind]:
+                if tuple(self._shapes[kind][name]) != tuple(shape):
+                    break
+                return self._reader.read(name, kind).reshape(shape)
+        raise CheckpointError(
+            f"checkpoint {self._reader.path} is of another model: the recipe beside it wants {name} {[*shape]}"
+        )
+
+
+def _persistent(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers by name, tied ones once."""
+    parameters = dict(module.named_parameters())
+    tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - parameters.keys()
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in tied}
+
+
+def _write(encoder: Encoder, provenance: Mapping[str, Any], folder: Path) -> None:
+    if isinstance(encoder.module, PreTrainedModel):
+        encoder.module.save_pretrained(folder)
+    else:
+        _write_own(encoder.module, folder)
+    preprocessor = {**encoder.preprocessor, PROVENANCE: provenance}
+    (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # the folder's name must never stand over unwritten bytes
+
+
+def _write_own(module: nn.Module, folder: Path) -> None:
+    network, kind = cast(Network, module), type(module)
+    folder.mkdir()
+    description = {
+        "network": f"{kind.__module__}:{kind.__qualname__}",
+        "settings": network.config.model_dump(mode="json"),
+    }
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    save_file(module.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _refuse_other(out: Path, digest: str) -> Path:
+    """`out` if it is the export of the checkpoint of that digest."""
+    path = out / PREPROCESSOR
+    held = json.loads(path.read_text()).get(PROVENANCE, {}) if path.is_file() else {}
+    if held.get("checkpoint") != digest:
+        what = f"the export of {held['run']}, step {held['step']}" if held else "other files"
+        raise UserError(f"{out} already holds {what}; name a new folder")
+    return out
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder as its users see it, in eval mode.
+
+    Attributes:
+        module: a transformers model, or a `Network` of our own.
+        preprocessor: plain data of `preprocessor_config.json`.
+        folder: where it was opened.
+    """
+
+    module: nn.Module
+    preprocessor: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Run, step and checkpoint it comes from; empty for an export that is not ours."""
+        found: Mapping[str, Any] = self.preprocessor.get(PROVENANCE, {})
+        return found
+
+    @cached_property
+    def view(self) -> PlainImage:
+        """The view of a sample that the network was made for.
+
+        Raises:
+            UserError: the network reads no images, or its folder does not say how.
+        """
+        known = {name: self.preprocessor[name] for name in PlainImage.model_fields if name in self.preprocessor}
+        if "image_size" not in known:
+            raise UserError(f"export {self.folder}: no image_size in {PREPROCESSOR}; its encoder reads no images")
+        return parse(PlainImage, known, f"{self.folder}/{PREPROCESSOR}")
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features by kind, float32, of normalised images.
+
+        Args:
+            images: (B, C, H, W), on the network's device.
+
+        Returns:
+            "pooled" (B, D), the mean over patches or the map; "cls" (B, D) where there is a class token.
+        """
+        found = self._features(images)
+        kinds = {"cls": found.cls, "pooled": found.pooled}
+        return {kind: tensor.float() for kind, tensor in kinds.items() if tensor is not None}
+
+    def _features(self, images: Tensor) -> Features:
+        if isinstance(self.module, PreTrainedModel):
+            return features(self.module, images)
+        return cast(Network, self.module).features(images)
+
+    def to(self, device: torch.device | str) -> LoadedEncoder:
+        """The same encoder on `device`."""
+        self.module.to(device)
+        return self
+
+    def random_init(self, seed: int) -> LoadedEncoder:
+        """The same network untrained, drawn by `seed` alone, as an objective would draw it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(mix(seed, "random_init")) >> 1)
+            module = _redraw(self.module)
+        return LoadedEncoder(_frozen(module), self.preprocessor, self.folder)
+
+
+def _redraw(module: nn.Module) -> nn.Module:
+    if not isinstance(module, PreTrainedModel):
+        return type(module)(cast(Network, module).config)
+    drawn: PreTrainedModel = AutoModel.from_config(module.config, dtype=torch.float32)
+    if isinstance(drawn, ViTModel):
+        draw_vit(drawn)
+    return drawn
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    return module.requires_grad_(False).eval()
+
+
+def load_encoder(folder: str | Path) -> LoadedEncoder:
+    """Open an export.
+
+    Raises:
+        UserError: the folder is no export, or one that this program cannot read.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        preprocessor = json.loads((folder / PREPROCESSOR).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no export: no {Path(error.filename).name} in it; see `thalweg export`") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"export {folder} cannot be read: {error}") from None
+    module = _load_own(config, folder) if "network" in config else _load_transformers(folder)
+    return LoadedEncoder(_frozen(module), preprocessor, folder)
+
+
+def _load_transformers(folder: Path) -> nn.Module:
+    try:
+        module: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"export {folder} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+    return module
+
+
+def _load_own(config: Mapping[str, Any], folder: Path) -> nn.Module:
+    module_name, _, class_name = config["network"].partition(":")
+    try:
+        kind = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError):
+        raise UserError(f"export {folder}: its network {config['network']} is not installed here") from None
+    module: nn.Module = kind(parse(kind.Config, config["settings"], f"{folder}/config.json"))
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    return module
