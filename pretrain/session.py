@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
@@ -212,10 +213,12 @@ def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, 
     def begin() -> int:
         nonlocal attempt
         attempt = Attempt.begin(run.attempts_folder, step)
-        attempt.update(world_size=world.world_size)
         return attempt.number
 
     number = on_rank_0(world, begin)
+    processes = world.gather_object(os.getpid())
+    if attempt is not None:
+        attempt.update(world_size=world.world_size, processes=processes)
     return attempt, number
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from pretrain.session import Session
 def validate(session: Session) -> dict[str, float]:
     """Mean loss over the validation set, every sample once, by the training view with fixed draws."""
     assert session.sources.validation is not None
-    total = np.zeros(2)
+    engine = session.engine
+    total: Counter[str] = Counter()
     for batch in finite_batches(
         session.sources.validation,
-        session.engine.module.view,
+        engine.module.view,
         seed=session.recipe.seed,
         batch_size=_micro_rows(session),
         rank=session.world.rank,
@@ -28,11 +30,17 @@ def validate(session: Session) -> dict[str, float]:
         workers=0,
         max_samples=session.recipe.validation.max_samples,
     ):
-        on_device = batch.to(session.world.device)
-        output = session.engine.evaluate(on_device)
-        total += [float(output.loss), float(session.engine.module.rows(session.engine.module.view.batch(on_device)))]
-    loss, rows = session.world.sum(total)
-    return {"validation_loss": float(loss / rows)} if rows else {}
+        output, rows = engine.evaluate(batch.to(session.world.device))
+        samples = float(batch.weight.sum())
+        total.update({"loss": float(output.loss), "rows": rows, "samples": samples})
+        total.update({f"log {name}": float(value) * samples for name, value in output.logs.items()})
+    names = sorted(total)
+    summed = dict(zip(names, session.world.sum(np.array([total[name] for name in names])), strict=True))
+    figures = {"validation_loss": float(summed["loss"] / summed["rows"])}
+    for name in names:
+        if name.startswith("log "):
+            figures[f"validation_{name.removeprefix('log ')}"] = float(summed[name] / summed["samples"])
+    return figures
 
 
 def online_probe(session: Session) -> dict[str, float]:
@@ -83,8 +91,8 @@ def _features(session: Session, dataset: Dataset, samples: int) -> tuple[torch.T
         labels.append(batch["label"][keep])
     mine = (torch.cat(features).numpy(), torch.cat(labels).numpy())
     parts = session.world.gather_object(mine)
-    if parts is None:
-        return torch.empty(0, 1), torch.empty(0, dtype=torch.long)
+    if parts is None:  # rank 0 judges alone
+        return None
     x = torch.from_numpy(np.concatenate([part[0] for part in parts]))
     y = torch.from_numpy(np.concatenate([part[1] for part in parts]))
     return (x, y) if len(y) else None
