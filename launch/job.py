@@ -1,0 +1,257 @@
+"""The folder of one submission: what was asked, every start, and how it went.
+
+    runs/NAME/logs/jobs/pretrain-1/
+      config.yaml, cluster.yaml   resolved; what the job was given
+      code/                       the packages as they were, so that a restart runs what the start ran
+      job.json                    who took the folder, then kind and id of the job
+      starts/                     one file a start: the newest checkpoint there was
+      outcomes/                   exit codes that say what shall happen next, by start
+      stop                        the user wants it down
+
+`python -m launch.job begin|end FOLDER [EXIT_CODE]` is what the batch script asks before and after srun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.base import SavedAndStopped, UserError, write_atomically
+
+DONE = 0
+USER_ERROR = UserError.exit_code
+SAVED = SavedAndStopped.exit_code
+
+MAX_STALLED_STARTS = 3
+"""Starts in a row from one and the same checkpoint; then the job stays down."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job at a scheduler.
+
+    Attributes:
+        kind: of the cluster.
+        job_id: the scheduler's name for it.
+        folder: of the job.
+        process: what tells a local process from a later one with the same number.
+        exit_code: known at once where the job ran inside the submitting process.
+    """
+
+    kind: str
+    job_id: str
+    folder: str
+    process: dict[str, Any] | None = None
+    exit_code: int | None = None
+
+    @property
+    def log(self) -> Path:
+        """What rank 0 says."""
+        return Path(self.folder) / f"{self.job_id}_0_log.out"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Names and readers of a job's folder."""
+
+    folder: Path
+
+    @classmethod
+    def next(cls, run: Path, name: str) -> Job:
+        """The first free folder of that name; not made yet."""
+        jobs = run.absolute() / "logs" / "jobs"
+        number = 1 + max((_number(path) for path in jobs.glob(f"{name}-*")), default=0)
+        return cls(jobs / f"{name}-{number}")
+
+    @property
+    def run(self) -> Path:
+        """The run the job works on."""
+        return self.folder.parents[2]
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe."""
+        return self.folder / "config.yaml"
+
+    @property
+    def cluster(self) -> Path:
+        """The cluster it was submitted to."""
+        return self.folder / "cluster.yaml"
+
+    @property
+    def code(self) -> Path:
+        """The packages as they were."""
+        return self.folder / "code"
+
+    @property
+    def stop(self) -> Path:
+        """Present when the user wants the job down."""
+        return self.folder / "stop"
+
+    def claim(self) -> bool:
+        """Make the folder; False when another process was first."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            return False
+        self._write("job.json", {"claimed_by": this_process()})
+        return True
+
+    def record(self, submission: Submission) -> Submission:
+        """Put the scheduler's name for the job on disk."""
+        self._write("job.json", {"submission": asdict(submission), "claimed_by": this_process()})
+        return submission
+
+    def submission(self) -> Submission | None:
+        """The job at the scheduler; None while it is being submitted, or was never."""
+        found = self._read("job.json").get("submission")
+        return Submission(**found) if found else None
+
+    def submitter(self) -> dict[str, Any] | None:
+        """The process that made the folder."""
+        process: dict[str, Any] | None = self._read("job.json").get("claimed_by")
+        return process
+
+    def begin(self, lane: str = "job") -> int:
+        """Note a start.
+
+        Args:
+            lane: who counts; the batch script, or a rank where there is no such script.
+
+        Returns:
+            Its number, from 0.
+        """
+        start = len(self._starts(lane))
+        self._write(f"starts/{lane}-{start}.json", {"newest": self.newest_checkpoint()})
+        return start
+
+    def leave(self, start: int, code: int) -> None:
+        """A rank's exit code that says what shall happen next; srun may report another rank's."""
+        if code in (USER_ERROR, SAVED):
+            outcome = self.folder / "outcomes" / f"{start}-{code}"
+            outcome.parent.mkdir(exist_ok=True)
+            outcome.touch()
+
+    def starts_again(self, code: int, lane: str = "job") -> bool:
+        """Whether the job shall be requeued after its latest start ended with `code`."""
+        starts = self._starts(lane)
+        outcomes = {int(path.name.split("-")[1]) for path in self.folder.glob(f"outcomes/{len(starts) - 1}-*")}
+        return not self.stop.exists() and wants_restart(code, outcomes, stalled(starts, self.newest_checkpoint()))
+
+    def newest_checkpoint(self) -> str:
+        """Name of the newest committed checkpoint, "" before the first."""
+        names = [path.parent.name for path in self.run.glob("checkpoints/step-*/MANIFEST.json")]
+        return max((name for name in names if name.removeprefix("step-").isdigit()), default="")
+
+    def finish(self, code: int, message: str = "") -> None:
+        """How an eval job ended, for the watcher."""
+        self._write("outcome.json", {"exit_code": code, "message": message})
+
+    def finished(self) -> dict[str, Any] | None:
+        """What `finish` wrote; None while the job has not got that far."""
+        return self._read("outcome.json") or None
+
+    def _starts(self, lane: str) -> list[str]:
+        paths = sorted(self.folder.glob(f"starts/{lane}-*.json"), key=_number)
+        return [self._read(f"starts/{path.name}").get("newest", "") for path in paths]
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        write_atomically(self.folder / name, json.dumps(content, ensure_ascii=False))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.folder / name).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content
+
+
+def stalled(starts: Sequence[str], newest: str) -> int:
+    """How many of the latest starts began at the checkpoint that still is the newest.
+
+    >>> stalled(["", "step-00000010", "step-00000010"], "step-00000010")
+    2
+    """
+    count = 0
+    for start in reversed(starts):
+        if start != newest:
+            break
+        count += 1
+    return count
+
+
+def wants_restart(code: int, outcomes: set[int], stalled_starts: int) -> bool:
+    """Requeue everything but success and the user's mistake, while starts make progress (RELIABILITY 5).
+
+    Args:
+        code: of the whole job step: the highest of its ranks, 128 + signal for killed ones.
+        outcomes: codes that ranks left behind on purpose. They count more than `code`: the first rank
+            to leave gets its peers killed, and then the step's code is theirs.
+        stalled_starts: starts in a row without a new checkpoint, this one included.
+    """
+    if stalled_starts >= MAX_STALLED_STARTS:
+        return False
+    if SAVED in outcomes:
+        return True
+    return USER_ERROR not in outcomes and code not in (DONE, USER_ERROR)
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from any other, on any machine, at any time."""
+    return describe_process(os.getpid())
+
+
+def describe_process(pid: int) -> dict[str, Any]:
+    """The same of another process of this machine."""
+    import psutil
+
+    return {"pid": pid, "started": psutil.Process(pid).create_time(), "space": _process_space()}
+
+
+def is_running(process: dict[str, Any]) -> bool | None:
+    """Whether a described process lives; None when that cannot be seen from this machine."""
+    import psutil
+
+    if process["space"] != _process_space():
+        return None
+    try:
+        found = psutil.Process(process["pid"])
+        return bool(found.create_time() == process["started"] and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _process_space() -> str:
+    """One boot of one machine, one container: where a process number means something."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not (boot.exists() and namespace.exists()):
+        return os.uname().nodename
+    return f"{boot.read_text().strip()} {namespace.readlink()}"
+
+
+def _number(path: Path) -> int:
+    tail = path.stem.rpartition("-")[2]
+    return int(tail) if tail.isdigit() else 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code 0 of `end` means: start again."""
+    verb, folder, *rest = argv
+    job = Job(Path(folder))
+    if verb == "begin":
+        job.begin()
+        return 0
+    code = int(rest[0])
+    again = job.starts_again(code)
+    print(f"thalweg: ranks ended with exit code {code}; {'starting again' if again else 'staying down'}", flush=True)
+    return 0 if again else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

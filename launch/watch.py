@@ -1,0 +1,198 @@
+"""Every eval of a recipe on every kept checkpoint, each once, as jobs that cannot touch the run.
+
+A try of an eval is a job folder made by exclusive creation, so several watchers agree. A job that died
+without an outcome is tried again, a failure that the eval reported itself is final.
+
+`python -m launch.watch [--drain] JOB_FOLDER` is what runs beside a training job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipelines.base import ThalwegError
+from launch.cluster import Cluster, cluster_class, load_cluster
+from launch.job import Job, is_running
+from launch.submit import claim_and_submit, eval_job_name, overrides_of
+from pretrain.config import EvalSpec
+from pretrain.run.directory import RunDirectory
+
+MAX_TRIES = 3
+POLL_S = 5.0
+SUBMITTING_S = 300.0
+"""A claim from another machine that has no job after this time, on our own clock, was abandoned."""
+
+
+@dataclass
+class Tally:
+    """How a run's evals stand.
+
+    Attributes:
+        waiting: not submitted yet.
+        open: submitted, no outcome yet.
+        done: have a result.
+        failed: one line for each that will not be tried again.
+    """
+
+    waiting: int = 0
+    open: int = 0
+    done: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"evals: {self.done} done, {self.open} open, {self.waiting} waiting, {len(self.failed)} failed"
+
+
+class Watcher:
+    """Looks at a run again and again."""
+
+    def __init__(self, run: Path, cluster: Cluster) -> None:
+        self.run = RunDirectory(run.absolute())
+        self.cluster = cluster
+        self._seen: dict[Path, float] = {}
+
+    def look(self) -> Tally:
+        """Submit what is missing and may be submitted."""
+        tally = Tally()
+        missing: list[tuple[EvalSpec, Path]] = []
+        specs = self.run.recipe().evals if self.run.exists() else ()
+        for checkpoint in kept_checkpoints(self.run.checkpoints) if specs else ():
+            for spec in specs:
+                self._sort(spec, checkpoint, tally, missing)
+        limit = self.cluster.config.evals.at_once
+        room = len(missing) if limit is None else max(0, limit - tally.open)
+        for spec, checkpoint in missing[:room]:
+            self._submit(spec, checkpoint, tally)
+        tally.waiting = len(missing[room:])
+        return tally
+
+    def _sort(self, spec: EvalSpec, checkpoint: Path, tally: Tally, missing: list[tuple[EvalSpec, Path]]) -> None:
+        name = eval_job_name(spec.name, checkpoint, overrides_of(spec))
+        tries = sorted((self.run.root / "logs" / "jobs").glob(f"{name}-*"))
+        if not tries:
+            missing.append((spec, checkpoint))
+            return
+        job = Job(tries[-1])
+        gone = self._is_gone(job)  # before the outcome: a job leaves its outcome before it goes
+        outcome = job.finished()
+        if outcome is not None and outcome["exit_code"] == 0:
+            tally.done += 1
+        elif outcome is not None:
+            tally.failed.append(f"{spec.name} on {checkpoint.name}: {outcome['message']}")
+        elif not gone:
+            tally.open += 1
+        elif len(tries) < MAX_TRIES:
+            missing.append((spec, checkpoint))
+        else:
+            tally.failed.append(f"{spec.name} on {checkpoint.name}: its job died {len(tries)} times, see {job.folder}")
+
+    def _submit(self, spec: EvalSpec, checkpoint: Path, tally: Tally) -> None:
+        overrides = overrides_of(spec)
+        job = Job.next(self.run.root, eval_job_name(spec.name, checkpoint, overrides))
+        tally.open += 1
+        try:
+            submission = claim_and_submit(job, spec.name, checkpoint, overrides, self.cluster)
+        except ThalwegError as error:
+            job.finish(1, str(error))
+            say(f"{spec.name} on {checkpoint.name} could not be submitted: {error}")
+            return
+        if submission is not None:
+            say(f"{spec.name} on {checkpoint.name}: {submission.kind} job {submission.job_id}")
+
+    def _is_gone(self, job: Job) -> bool:
+        """Whether nobody will write the job's outcome any more."""
+        submission = job.submission()
+        if submission is not None:
+            return not cluster_class(submission.kind).is_alive(submission)
+        submitter = job.submitter()
+        alive = is_running(submitter) if submitter is not None else None
+        if alive is not None:
+            return not alive
+        return time.monotonic() - self._seen.setdefault(job.folder, time.monotonic()) > SUBMITTING_S
+
+
+def watch(
+    run: Path, cluster: Cluster, once: bool = False, *, job: Job | None = None, stop: threading.Event | None = None
+) -> Tally:
+    """Submit evals while the run lives, then see them through.
+
+    Args:
+        run: the run's folder.
+        once: look once, wait for nothing.
+        job: end with this job too; a run that was cancelled never gets to its end.
+        stop: ends the watch when set.
+    """
+    watcher, stop = Watcher(run, cluster), stop or threading.Event()
+    told = ""
+    while True:
+        over = watcher.run.finished() or (job is not None and _has_ended(job))  # before the look, not to miss the last
+        tally = watcher.look()
+        told = _tell(tally, told)
+        if once or stop.is_set() or (over and not tally.open and not tally.waiting):
+            return tally
+        stop.wait(POLL_S)
+
+
+def drain(run: Path, cluster: Cluster) -> Tally:
+    """Submit all that is missing; a training job must not hold its nodes until evals have run."""
+    watcher = Watcher(run, cluster)
+    while True:
+        tally = watcher.look()
+        if not tally.waiting:
+            return tally
+        time.sleep(POLL_S)
+
+
+def kept_checkpoints(folder: Path) -> list[Path]:
+    """The committed checkpoints that are there now, oldest first."""
+    found = (manifest.parent for manifest in folder.glob("step-*/MANIFEST.json"))
+    return sorted(path for path in found if path.name.removeprefix("step-").isdigit())
+
+
+def say(line: str) -> None:
+    """One line of the log."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+def _tell(tally: Tally, told: str) -> str:
+    text = "; ".join([str(tally), *tally.failed])
+    if text != told:
+        say(text)
+    return text
+
+
+def _has_ended(job: Job) -> bool:
+    submission = job.submission()
+    return submission is not None and not cluster_class(submission.kind).is_alive(submission)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Watch the run of a training job, on the cluster it was submitted to."""
+    parser = argparse.ArgumentParser(prog="launch.watch")
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--drain", action="store_true")
+    options = parser.parse_args(argv)
+    job = Job(options.job)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    try:
+        cluster = load_cluster(job.cluster)
+        if options.drain:
+            say(str(drain(job.run, cluster)))
+        else:
+            watch(job.run, cluster, job=job, stop=stop)
+    except ThalwegError as error:
+        say(f"thalweg: {error}")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
