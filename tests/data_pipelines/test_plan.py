@@ -1,0 +1,75 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from data_pipelines.base import UserError
+from data_pipelines.order import Order, Stream
+from data_pipelines.plan import plan, synthetic_stream
+
+
+def imagenet(num_lanes, window, shuffle="window"):
+    order = Order(
+        0, [synthetic_stream("imagenet", 1_281_167, 1_282, num_lanes)], num_lanes, window=window, shuffle=shuffle
+    )
+    return plan(order, global_batch=4096, accumulation=2, world_size=8, epochs=300, sample_bytes=110_000)
+
+
+def test_figures_of_a_known_run():
+    figures = imagenet(4096, 64)
+    assert figures.steps == 93_836  # ceil(300 * 1_281_167 / 4096)
+    assert (figures.samples_per_rank_step, figures.micro_batch) == (512, 256)
+    assert figures.bytes_per_rank_step == 512 * 110_000
+    assert figures.legal_world_sizes == tuple(2**power for power in range(12))
+    assert figures.open_shards_per_rank == 512
+    assert 512 / 64 < figures.requests_per_rank_step < 512 / 64 + 1
+
+
+def test_lanes_shuffle_sorted_shards_better_than_windows_do():
+    many_lanes, large_windows = imagenet(4096, 64).streams[0], imagenet(256, 1024).streams[0]
+    assert many_lanes.parts_reached == many_lanes.parts == 1000
+    assert large_windows.parts_reached < 600
+    assert 980 < many_lanes.parts_reached_by_chance < 986
+
+
+def test_full_shuffle_reaches_what_chance_does_and_reads_sample_by_sample():
+    figures = imagenet(256, 64, "full")
+    assert abs(figures.streams[0].parts_reached - figures.streams[0].parts_reached_by_chance) < 10
+    assert figures.requests_per_rank_step == figures.samples_per_rank_step
+
+
+def test_ten_billion_samples_on_4096_ranks_fit_into_200_mb():
+    tracemalloc.start()
+    order = Order(0, [synthetic_stream("web", 10**10, 10**6, 4096)], 4096)
+    figures = plan(order, global_batch=16_384, accumulation=1, world_size=4096, epochs=1, sample_bytes=1e5)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert figures.steps == -(-(10**10) // 16_384)
+    assert figures.samples_per_rank_step == 4
+    assert figures.table_bytes <= 40 * 10**6
+    assert peak_bytes < 200 * 10**6
+
+
+def test_a_mixture_is_planned_dataset_by_dataset():
+    order = Order(0, [Stream("a", np.array([30, 0, 70]), 6), Stream("b", np.array([5]), 2)], 8)
+    figures = plan(order, global_batch=32, accumulation=1, world_size=4, epochs=2.5, sample_bytes=10)
+    assert [stream.samples_per_step for stream in figures.streams] == [24, 8]
+    assert [stream.num_shards for stream in figures.streams] == [2, 1]
+    assert figures.steps == 9  # ceil(2.5 * 105 / 32)
+    assert len(figures.warnings) == 1
+    text = "\n".join(figures.lines())
+    assert "a: 100 samples in 2 shards, weight 0.75 (6 lanes); a step takes 24" in text
+    assert "legal world sizes: 1, 2, 4, 8" in text
+    assert "warning: dataset 'b' has 5 samples, but every step takes 8" in text
+
+
+def test_sizes_that_do_not_fit_are_refused_before_any_work():
+    order = Order(0, [synthetic_stream("a", 100, 4, 8)], 8)
+    with pytest.raises(UserError, match="start 2 or 4 ranks"):
+        plan(order, global_batch=32, accumulation=1, world_size=3, epochs=1, sample_bytes=1)
+
+
+def test_synthetic_shards_hold_every_sample():
+    sizes = synthetic_stream("a", 103, 10, 1).shard_sizes
+    assert sizes.sum() == 103
+    assert sizes.max() - sizes.min() <= 1
