@@ -169,3 +169,26 @@ def solarize(images: Tensor, strength: Tensor, threshold: float = 0.5) -> Tensor
     """Invert what is brighter than `threshold` in rows whose (B,) `strength` is 1; leave rows of 0 alone."""
     inverted = torch.where(images >= threshold, 1 - images, images)
     return torch.lerp(images, inverted, _per_row(strength))
+
+
+PHOTOMETRIC = ("brightness", "contrast", "gamma", "saturation", "hue", "blur", "solarize")
+"""Columns of the parameters of `photometric`; the row (1, 1, 1, 1, 0, 0, 0) changes nothing."""
+
+
+def photometric(images: Tensor, parameters: Tensor, blur_radius: int = 0) -> Tensor:
+    """Change light and colour of each row by its own parameters, in the order of `PHOTOMETRIC`.
+
+    Grey is saturation 0. Papers shuffle the jitters' order; one order for all rows lets a batch go through at once.
+
+    Args:
+        parameters: (B, 7), see the `adjust_*` functions, `gaussian_blur` and `solarize`.
+        blur_radius: of the blur's kernel in pixels; 0 when no row of the run is ever blurred.
+    """
+    brightness, contrast, gamma, saturation, hue, sigma, solarized = parameters.unbind(dim=1)
+    images = adjust_contrast(adjust_brightness(images, brightness), contrast)
+    images = adjust_gamma(images, gamma)
+    if images.shape[1] == 3:
+        images = adjust_hue(adjust_saturation(images, saturation), hue)
+    if blur_radius:
+        images = gaussian_blur(images, sigma, blur_radius)
+    return solarize(images, solarized)
