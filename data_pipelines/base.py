@@ -136,7 +136,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         try:
             node[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise UserError(f"override {override!r}: the value is not YAML ({error})") from None
+            raise UserError(f"override {override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
     return result
 
 

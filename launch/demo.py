@@ -24,6 +24,7 @@ from data_pipelines.base import ThalwegError
 
 RANKS = 2
 KILL_AT_STEP = 60
+JOB_TIMEOUT_S = 900.0
 EVALS = ("linear_probe", "knn")
 RUNS = {"mae": "mae_small", "info_nce": "info_nce_small"}
 LEAST_RANK = 8.0
@@ -35,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "demo",
         help="the whole river on packaged data, minutes on a laptop",
-        description="Packs MNIST from a package, pretrains MAE and InfoNCE on 2 ranks, kills a rank, judges and reports.",
+        description="Packs MNIST, pretrains MAE and InfoNCE on 2 ranks, kills a rank, judges and reports.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and the report")
     parser.set_defaults(run=run)
@@ -130,12 +131,21 @@ class RankKiller:
 
 def judge(runs: Sequence[Path]) -> None:
     """Every eval on the last checkpoint of every run, as jobs; fails with the first failed job's words."""
-    from launch.submit import submit_eval
+    from launch.cluster import load_cluster
+    from launch.submit import submit_eval, wait
+    from pretrain.checkpoint import committed, step_folder
 
-    jobs = [(run, name, submit_eval(name, run, [], "local")) for run in runs for name in EVALS]
-    for number, (run, name, job) in enumerate(jobs, start=1):
-        job.wait()
-        print(f"  {number}/{len(jobs)} {name} of {run.name} done", flush=True)
+    cluster = load_cluster("local")
+    jobs = []
+    for run in runs:
+        checkpoint = step_folder(run / "checkpoints", committed(run / "checkpoints")[-1])
+        jobs += [(run.name, name, *submit_eval(name, checkpoint, [], cluster)) for name in EVALS]
+    for number, (run_name, name, job, submission) in enumerate(jobs, start=1):
+        wait(submission, JOB_TIMEOUT_S)
+        outcome = job.finished() or {"exit_code": 1, "message": f"see {submission.log}"}
+        if outcome["exit_code"]:
+            raise ThalwegError(f"demo: {name} of {run_name} failed: {outcome['message']}")
+        print(f"  {number}/{len(jobs)} {name} of {run_name} done", flush=True)
 
 
 def results(run: Path) -> dict[str, dict[str, Any]]:

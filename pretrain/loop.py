@@ -15,7 +15,7 @@ import torch
 
 from data_pipelines.base import SavedAndStopped, ThalwegError
 from data_pipelines.batch import Batch
-from data_pipelines.ledger import LIMBS, from_limbs, to_limbs
+from data_pipelines.ledger import NUM_LIMBS, from_limbs, to_limbs
 from pretrain.engine import StepStats
 from pretrain.monitors import Alarms, EmbeddingStatistics
 from pretrain.optim import learning_rate
@@ -132,8 +132,8 @@ def share(session: Session, stats: StepStats, batches: Sequence[Batch], stop: bo
         stop=stops > 0,
         waited=waits / ranks,
         replaced=int(replaced),
-        ledger=from_limbs(total[-LIMBS:]),
-        logs={name: value / ranks for name, value in zip(names, total[len(head) : -LIMBS], strict=True)},
+        ledger=from_limbs(total[-NUM_LIMBS:]),
+        logs={name: value / ranks for name, value in zip(names, total[len(head) : -NUM_LIMBS], strict=True)},
     )
 
 

@@ -237,7 +237,7 @@ def _loader(
         start=position,
         workers=recipe.data.workers,
         prefetch=recipe.data.prefetch,
-        quarantine=run.quarantine(world.rank),
+        quarantine=run.quarantine,
         max_quarantined=recipe.data.max_quarantined,
         attempt=attempt,
     )

@@ -84,9 +84,10 @@ class RunDirectory:
         """Log files of one attempt."""
         return self.root / "logs" / f"attempt-{attempt}"
 
-    def quarantine(self, rank: int) -> Path:
-        """Replaced samples seen by one rank."""
-        return self.root / "quarantine" / f"rank-{rank}.jsonl"
+    @property
+    def quarantine(self) -> Path:
+        """Replaced samples, one file a rank."""
+        return self.root / "quarantine"
 
     def exists(self) -> bool:
         """Whether the run was ever set up."""

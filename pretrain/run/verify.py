@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_pipelines.base import UserError
 from data_pipelines.ledger import expected
-from data_pipelines.quarantine import read_replaced
+from data_pipelines.quarantine import replaced as replaced_slots
 from pretrain.run.directory import RunDirectory
 from pretrain.sources import open_sources
 
@@ -32,7 +32,7 @@ def verify(run: RunDirectory) -> Verdict:
     if not lines:
         raise UserError(f"run {run.root}: nothing logged yet; there is no ledger to verify")
     order = sources.order(recipe)
-    replaced = read_replaced(run.root / "quarantine", sources.datasets)
+    replaced = replaced_slots(run.quarantine)
     total, position = 0, 0
     for line in lines:
         total = (total + expected(order, sources.datasets, position, line["position"], replaced)) % (1 << 128)
