@@ -182,7 +182,7 @@ def _stack(positions: np.ndarray, rows: Sequence[Row]) -> Rows:
 
 def _stack_field(name: str, rows: Sequence[Row]) -> Array:
     values = [np.asarray(row.fields[name]) for row in rows]
-    kinds = {(value.shape, value.dtype.name) for value in values}
+    kinds = {(value.shape, value.dtype.str) for value in values}
     if len(kinds) > 1:
         raise DataError(f"field {name!r} differs within a batch: {sorted(kinds)}; a view must give equal shapes")
     stacked = np.stack(values)

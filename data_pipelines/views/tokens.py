@@ -1,0 +1,140 @@
+"""Rows of text: as an eval reads them, and with tokens hidden for a masked language model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from data_pipelines.base import SampleError, Strict
+from data_pipelines.batch import Batch, Sample
+from data_pipelines.views import Draw
+from data_pipelines.views.masks import hidden_count
+
+NOT_ASKED = -100
+"""Target of tokens the loss leaves out, torch's `ignore_index`."""
+
+
+class PlainTokens(Strict):
+    """Packed rows as they are: `tokens.npy` (N,) and, where a row holds several documents, `segments.npy` (N,).
+
+    Fields of a batch, all (B, N) int64: tokens; attention, the number of a token's document within its row, from 1, and
+    0 for padding (tokens see each other where numbers agree); positions, counted from the start of each document.
+    """
+
+    row_tokens: int = Field(gt=0)
+    """N, tokens a row."""
+    vocabulary_size: int = Field(gt=0)
+    """Tokens are below it."""
+    special_tokens: dict[str, int]
+    """Ids by name; `pad` marks the padding where there is any."""
+
+    def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
+        """See `View.sample`."""
+        return self.row(sample)
+
+    def row(self, sample: Sample) -> dict[str, np.ndarray]:
+        """Tokens, attention and positions of a sample, each (N,) int32.
+
+        Raises:
+            SampleError: not a row of N known tokens.
+        """
+        tokens = self._read(sample, "tokens.npy")
+        if tokens.min() < 0 or tokens.max() >= self.vocabulary_size:
+            raise SampleError(f"token {tokens.max()} is outside the vocabulary of {self.vocabulary_size}")
+        segments = self._read(sample, "segments.npy") if "segments.npy" in sample.fields else np.zeros_like(tokens)
+        padding = tokens == self.special_tokens.get("pad", -1)
+        return {"tokens": tokens, **documents(segments, padding)}
+
+    def _read(self, sample: Sample, field: str) -> np.ndarray:
+        try:
+            array = np.load(io.BytesIO(sample.fields[field]), allow_pickle=False)
+        except KeyError:
+            raise SampleError(f"no {field} among the fields {sorted(sample.fields)}") from None
+        except (ValueError, OSError, EOFError, SyntaxError) as error:  # what numpy raises on damaged headers
+            raise SampleError(f"{field} is damaged: {' '.join(str(error).split())}") from None
+        if array.shape != (self.row_tokens,) or array.dtype.kind not in "iu":
+            raise SampleError(f"{field} holds {array.dtype} {array.shape}, want {self.row_tokens} integers")
+        return array.astype(np.int32)
+
+    def batch(self, batch: Batch) -> Batch:
+        """See `View.batch`."""
+        return batch.with_fields(**{name: array.long() for name, array in batch.fields.items()})
+
+
+class MaskedTokens(PlainTokens):
+    """Rows with some tokens hidden: what BERT learns to restore.
+
+    Fields of a batch besides those of `PlainTokens`: targets (B, N) int64, the hidden token, -100 where nothing is asked.
+
+    Source: Devlin 2018, arXiv:1810.04805, section 3.1; drawn anew at every slot, as Liu 2019, arXiv:1907.11692.
+    """
+
+    mask_ratio: float = Field(default=0.15, gt=0, lt=1)
+    """Share of a row's ordinary tokens that is asked for; at least one token."""
+    mask_share: float = Field(default=0.8, ge=0, le=1)
+    """Share of those that the mask token stands for."""
+    random_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of those that another token stands for, any ordinary one; the rest stays as it is."""
+
+    @model_validator(mode="after")
+    def _shares_and_tokens_fit(self) -> Self:
+        if self.mask_share + self.random_share > 1:
+            raise ValueError(f"mask_share {self.mask_share} and random_share {self.random_share} sum to more than 1")
+        if "mask" not in self.special_tokens:
+            raise ValueError(f"no mask token among {sorted(self.special_tokens)}")
+        if self.vocabulary_size <= len(self._special_ids):
+            raise ValueError(f"a vocabulary of {self.vocabulary_size} holds no ordinary token")
+        return self
+
+    @property
+    def _special_ids(self) -> list[int]:
+        return sorted(set(self.special_tokens.values()))
+
+    def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
+        """See `View.sample`."""
+        row = self.row(sample)
+        tokens, rng = row["tokens"], draw.rng("tokens")
+        ordinary = np.flatnonzero(~np.isin(tokens, self._special_ids))
+        asked = rng.permutation(ordinary)[: max(1, hidden_count(len(ordinary), self.mask_ratio))]
+        targets = np.full_like(tokens, NOT_ASKED)
+        targets[asked] = tokens[asked]
+        return {**row, "tokens": self._hide(tokens, asked, rng), "targets": targets}
+
+    def _hide(self, tokens: np.ndarray, asked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        fate = rng.random(len(asked))
+        hidden = tokens.copy()
+        hidden[asked[fate < self.mask_share]] = self.special_tokens["mask"]
+        swapped = asked[(fate >= self.mask_share) & (fate < self.mask_share + self.random_share)]
+        hidden[swapped] = self._draw_ordinary(len(swapped), rng)
+        return hidden
+
+    def _draw_ordinary(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Tokens that are not special, all equally likely."""
+        drawn = rng.integers(self.vocabulary_size - len(self._special_ids), size=count)
+        for special in self._special_ids:  # ascending: each moves what lies at or above it up by one
+            drawn += drawn >= special
+        return drawn
+
+
+def documents(segments: np.ndarray, padding: np.ndarray) -> dict[str, np.ndarray]:
+    """Number documents and the tokens within each.
+
+    Args:
+        segments: (N,) any numbers that change where a document ends.
+        padding: (N,) bool.
+
+    Returns:
+        attention (N,) int32, documents from 1, 0 for padding; positions (N,) int32, from 0 in each document.
+
+    >>> documents(np.array([7, 7, 7, 4, 4, 4]), np.array([False] * 5 + [True]))["attention"]
+    array([1, 1, 1, 2, 2, 0], dtype=int32)
+    """
+    begins = np.concatenate([[True], segments[1:] != segments[:-1]])
+    places = np.arange(len(segments))
+    starts = np.maximum.accumulate(np.where(begins, places, 0))
+    attention = np.where(padding, 0, np.cumsum(begins))
+    return {"attention": attention.astype(np.int32), "positions": (places - starts).astype(np.int32)}
