@@ -56,7 +56,7 @@ def check_batch(global_batch: int, accumulation: int, world_size: int, num_lanes
         near = _around(world_size, legal_world_sizes(global_batch, accumulation, num_lanes) or divisors(num_lanes))
         raise UserError(
             f"num_lanes={num_lanes} is no multiple of world_size={world_size}: "
-            f"lanes could not be shared out equally; start {near} ranks"
+            f"lanes could not be shared out equally; start {near} {'rank' if near == '1' else 'ranks'}"
         )
     if global_batch % (world_size * accumulation):
         near = _around(accumulation, divisors(global_batch // world_size))
