@@ -102,7 +102,7 @@ class Shared:
         stop: some rank was asked to stop.
         waited: share of the ranks' time spent waiting for data, in seconds a rank.
         ledger: 128-bit sum over the step's slots.
-        logs: the objective's own figures, means over ranks and micro steps.
+        logs: the objective's own figures and mean energies, over ranks and micro steps.
     """
 
     loss: float
@@ -119,9 +119,10 @@ def share(session: Session, stats: StepStats, batches: Sequence[Batch], stop: bo
 
     A non-finite loss or gradient on one rank makes the sums non-finite on all: every rank sees it.
     """
-    names = sorted(stats.logs)
+    own = {**stats.logs, **{f"{name}_energy": float(values.mean()) for name, values in stats.energies.items()}}
+    names = sorted(own)
     head = [stats.loss_sum, stats.rows, stats.squared_grad_norm, float(stop), waited, sum(b.replaced for b in batches)]
-    logs = [stats.logs[name] for name in names]
+    logs = [own[name] for name in names]
     limbs = to_limbs(sum(batch.ledger for batch in batches) % LEDGER_MODULUS)
     total = session.world.sum(np.concatenate([head, logs, limbs]).astype(np.float64))
     loss_sum, rows, squared, stops, waits, replaced = total[: len(head)]

@@ -121,6 +121,9 @@ class Objective(nn.Module, ABC):
     def after_skip(self) -> None:
         """Called on every rank in place of `after_step` when a step was dropped: forget what its forwards noted."""
 
+    def after_skip(self) -> None:
+        """Called on every rank instead of `after_step` when a bad step was dropped."""
+
     @abstractmethod
     def encoder(self) -> Encoder:
         """The network an export saves."""

@@ -83,7 +83,7 @@ class Session:
             if world.rank == 0:
                 log.info("%s", run_is_finished)
             return None
-        engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world)
+        engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world, seed=recipe.seed)
         progress, guard = Progress(), Guard(recipe.train)
         found = on_rank_0(world, lambda: _newest(run))
         reader = checkpoint.CheckpointReader(found["path"]) if found["path"] else None
@@ -163,9 +163,9 @@ def on_rank_0(world: World, work: Callable[[], Value]) -> Value:
             outcome = (work(), None)
         except ThalwegError as error:
             outcome = (None, error)
-    value, error = world.broadcast_object(outcome)
-    if error is not None:
-        raise error
+    value, failure = world.broadcast_object(outcome)
+    if failure is not None:
+        raise failure
     result: Value = value
     return result
 

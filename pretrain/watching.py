@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ def validate(session: Session) -> dict[str, float]:
     """Mean loss over the validation set, every sample once, by the training view with fixed draws."""
     assert session.sources.validation is not None
     engine = session.engine
-    total: Counter[str] = Counter()
+    total: dict[str, float] = {}
     for batch in finite_batches(
         session.sources.validation,
         engine.module.view,
@@ -30,17 +29,18 @@ def validate(session: Session) -> dict[str, float]:
         workers=0,
         max_samples=session.recipe.validation.max_samples,
     ):
-        output, rows = engine.evaluate(batch.to(session.world.device))
+        output, rows = engine.evaluate(batch)
         samples = float(batch.weight.sum())
-        total.update({"loss": float(output.loss), "rows": rows, "samples": samples})
-        total.update({f"log {name}": float(value) * samples for name, value in output.logs.items()})
+        figures = {"loss": float(output.loss), "rows": rows, "samples": samples}
+        figures |= {f"log {name}": float(value) * samples for name, value in output.logs.items()}
+        total = {name: total.get(name, 0.0) + value for name, value in figures.items()}
     names = sorted(total)
     summed = dict(zip(names, session.world.sum(np.array([total[name] for name in names])), strict=True))
-    figures = {"validation_loss": float(summed["loss"] / summed["rows"])}
+    means = {"validation_loss": float(summed["loss"] / summed["rows"])}
     for name in names:
         if name.startswith("log "):
-            figures[f"validation_{name.removeprefix('log ')}"] = float(summed[name] / summed["samples"])
-    return figures
+            means[f"validation_{name.removeprefix('log ')}"] = float(summed[name] / summed["samples"])
+    return means
 
 
 def online_probe(session: Session) -> dict[str, float]:
@@ -91,7 +91,7 @@ def _features(session: Session, dataset: Dataset, samples: int) -> tuple[torch.T
         labels.append(batch["label"][keep])
     mine = (torch.cat(features).numpy(), torch.cat(labels).numpy())
     parts = session.world.gather_object(mine)
-    if parts is None:  # rank 0 judges alone
+    if session.world.rank != 0:  # rank 0 judges alone
         return None
     x = torch.from_numpy(np.concatenate([part[0] for part in parts]))
     y = torch.from_numpy(np.concatenate([part[1] for part in parts]))
