@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -42,7 +42,7 @@ def image_bytes(sample: Sample) -> bytes:
     return sample.fields[name]
 
 
-def decode_image(data: bytes, channels: Literal[1, 3] = 3, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: bytes, channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image upright.
 
     Grey, palette, CMYK and 16-bit images are converted with their values scaled; alpha is dropped as
@@ -58,7 +58,10 @@ def decode_image(data: bytes, channels: Literal[1, 3] = 3, *, max_pixels: int = 
 
     Raises:
         SampleError: damaged, no image, or too large.
+        ValueError: other channels.
     """
+    if channels not in {1, 3}:
+        raise ValueError(f"channels={channels}: want 1 or 3")
     pixels = _decode_plain_jpeg(data, channels, max_pixels) if data[:2] == b"\xff\xd8" else None
     if pixels is not None:
         return pixels

@@ -15,8 +15,9 @@ from data_pipelines.batch import Sample
 from data_pipelines.decode import decode_label, image_bytes, image_facts, image_field
 from data_pipelines.index import SUFFIX, Index, read_index
 from data_pipelines.indexer import index_tar
-from data_pipelines.shards import MANIFEST, Facts, Manifest, Shard
+from data_pipelines.shards import MANIFEST, Facts, Manifest, shard_of
 from data_pipelines.storage import (
+    cache_folder,
     exists,
     fingerprint,
     glob,
@@ -37,11 +38,6 @@ _GLOB = re.compile(r"[*?\[]")
 
 Place = tuple[str, str]
 """(tar, index) addresses of a shard."""
-
-
-def cache_folder() -> Path:
-    """Where foreign indexes are kept: `$THALWEG_CACHE/foreign`, else `~/.cache/thalweg/foreign`."""
-    return Path(os.environ.get("THALWEG_CACHE") or Path.home() / ".cache" / "thalweg") / "foreign"
 
 
 def open_foreign(path: str) -> tuple[Manifest, list[Place]]:
@@ -89,16 +85,6 @@ def find_tars(path: str) -> list[str]:
     if not found:
         raise UserError(f"dataset {path}: {_why_nothing(path)}")
     return found
-
-
-def shard_of(tar: str, index: Index) -> Shard:
-    """The manifest's line of an indexed tar."""
-    return Shard(
-        file=tar.rsplit("/", 1)[-1],
-        samples=index.num_samples,
-        bytes=index.header.shard_bytes,
-        digest=index.header.shard_digest,
-    )
 
 
 def sniff(places: tuple[Place, ...] | list[Place], indexes: tuple[Index, ...] | list[Index]) -> Facts:
@@ -170,9 +156,9 @@ def _prepare(tar: str) -> tuple[Place, Index]:
         return (tar, tar + SUFFIX), beside
     where = tar if local_path(tar) is None else str(Path(tar).resolve())
     stem = hashlib.blake2b(f"{where} {fingerprint(tar)}".encode(), digest_size=16).hexdigest()
-    plain, cached = tar, cache_folder() / f"{stem}{SUFFIX}"
+    plain, cached = tar, cache_folder("foreign") / f"{stem}{SUFFIX}"
     if zipped:
-        plain = str(cache_folder() / f"{stem}.tar")
+        plain = str(cache_folder("foreign") / f"{stem}.tar")
         if not Path(plain).exists():
             _unpack(tar, Path(plain))
     try:

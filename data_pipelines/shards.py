@@ -64,6 +64,8 @@ class Manifest(Strict):
     classes: tuple[str, ...] | None = None
     """Class names by number."""
     shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()
+    """What was left out when the set was packed."""
     digest: str
     """Of all that decides what a run reads: fields, facts, classes, shards."""
 
@@ -99,6 +101,16 @@ def read_manifest(folder: str) -> Manifest:
         raise UserError(f"{join(folder, MANIFEST)}: {where or 'file'}: {first['msg']}") from None
 
 
+def shard_of(tar: str, index: Index) -> Shard:
+    """The manifest's line of an indexed tar."""
+    return Shard(
+        file=tar.rsplit("/", 1)[-1],
+        samples=index.num_samples,
+        bytes=index.header.shard_bytes,
+        digest=index.header.shard_digest,
+    )
+
+
 class Dataset:
     """Samples by (shard, member), each checked against its digest.
 
@@ -130,7 +142,7 @@ class Dataset:
 
         Args:
             path: a folder with a manifest.json; or tars (`.tar`, `.tar.gz`) of any origin, which are
-                indexed into `data_pipelines.foreign.cache_folder()` on first use.
+                indexed into a cache folder on first use.
             name: overrides the manifest's.
 
         Raises:

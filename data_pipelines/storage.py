@@ -157,6 +157,11 @@ def glob(pattern: str) -> list[str]:
     return sorted(store.unstrip_protocol(match) for match in store.glob(inner))
 
 
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept: below `$THALWEG_CACHE`, else below `~/.cache/thalweg`."""
+    return Path(os.environ.get("THALWEG_CACHE") or Path.home() / ".cache" / "thalweg") / name
+
+
 def join(folder: str, name: str) -> str:
     """Address of `name` in `folder`."""
     return f"{folder.rstrip('/')}/{name}"

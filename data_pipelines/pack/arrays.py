@@ -46,7 +46,7 @@ def _split(name: str, rows: Sequence[Row], classes: tuple[str, ...]) -> Split:
         samples=_encoded(rows),
         num_samples=len(rows),
         num_bytes=len(rows) * height * width // 2,
-        facts=Facts(channels=1, image_size=(height, width), labels_field="cls"),
+        describe=lambda: (Facts(channels=1, image_size=(height, width), labels_field="cls"), ()),
         classes=classes,
     )
 

@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +20,7 @@ from pydantic import Field
 from data_pipelines.base import Strict, UserError, write_atomically
 from data_pipelines.hashing import mix, word
 from data_pipelines.indexer import write_index
-from data_pipelines.shards import MANIFEST, Dataset, Facts, Manifest, Shard
+from data_pipelines.shards import MANIFEST, Dataset, Facts, Manifest, Shard, shard_of
 from data_pipelines.tar import BLOCK
 
 FEW_SHARDS = 8
@@ -51,15 +52,18 @@ class Split:
     Attributes:
         name: of its folder below OUT.
         samples: (key, fields) in the order they shall have on disk.
-        num_samples: how many there will be.
+        num_samples: how many there will be at most.
         num_bytes: about how many bytes their fields have together.
+        describe: called when all samples are written; gives the facts, and notes on what was left out.
+        classes: class names by number.
+        extra_files: written beside the shards, by name.
     """
 
     name: str
     samples: Iterable[tuple[str, Mapping[str, bytes]]]
     num_samples: int
     num_bytes: int
-    facts: Facts
+    describe: Callable[[], tuple[Facts, tuple[str, ...]]]
     classes: tuple[str, ...] | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -112,16 +116,20 @@ def write_sets(
             folder = stage / split.name
             folder.mkdir()
             shards, fields = _write_shards(folder, split, config, progress)
+            if not shards:
+                raise UserError(f"data pack {name}: no readable sample for the split {split.name!r}")
             for file, content in split.extra_files.items():
                 write_atomically(folder / file, content)
+            facts, notes = split.describe()
             manifest = Manifest.make(
                 name=f"{name}-{split.name}",
                 source=source,
                 licence=licence,
                 fields=fields,
-                facts=split.facts,
+                facts=facts,
                 classes=split.classes,
                 shards=shards,
+                notes=notes,
             )
             write_atomically(folder / MANIFEST, manifest.to_bytes())
     return [Dataset.open(str(out / split.name)) for split in splits]
@@ -164,34 +172,35 @@ def _write_shards(
     size = samples_per_shard(split.num_samples, split.num_bytes, config)
     fields: set[str] = set()
     shards: list[Shard] = []
-    samples = iter(split.samples)
-    done = 0
-    while done < split.num_samples:
+    samples = _reported(split, progress)
+    while first := next(samples, None):
         path = folder / f"{split.name}-{len(shards):06d}.tar"
-        with path.open("wb") as tar:
-            for _ in range(min(size, split.num_samples - done)):
-                key, contents = next(samples)
-                for name, content in contents.items():
-                    _write_member(tar, f"{key}.{name}", content)
-                done += 1
-                progress(f"pack {split.name}", done, split.num_samples)
-            tar.write(bytes(2 * BLOCK))
-            tar.flush()
-            os.fsync(tar.fileno())
+        _write_tar(path, chain([first], islice(samples, size - 1)))
         index = write_index(path)
         fields.update(index.header.fields)
-        shards.append(
-            Shard(
-                file=path.name,
-                samples=index.num_samples,
-                bytes=index.header.shard_bytes,
-                digest=index.header.shard_digest,
-            )
-        )
+        shards.append(shard_of(path.name, index))
     return shards, tuple(sorted(fields))
 
 
-def _write_member(tar: Any, name: str, content: bytes) -> None:
+def _reported(split: Split, progress: Progress) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+    done = 0
+    for done, sample in enumerate(split.samples):
+        progress(f"pack {split.name}", done, split.num_samples)
+        yield sample
+    progress(f"pack {split.name}", done + 1, done + 1)
+
+
+def _write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
+    with path.open("wb") as tar:
+        for key, fields in samples:
+            for name, content in fields.items():
+                _write_member(tar, f"{key}.{name}", content)
+        tar.write(bytes(2 * BLOCK))
+        tar.flush()
+        os.fsync(tar.fileno())
+
+
+def _write_member(tar: BinaryIO, name: str, content: bytes) -> None:
     """A member without time or owner, so that equal samples make equal tars."""
     info = tarfile.TarInfo(name)
     info.size = len(content)

@@ -1,0 +1,193 @@
+"""A folder of images, one subfolder a class or flat, bytes passed through as they are.
+
+    thalweg data pack imagefolder ~/pictures data/pictures val_fraction=0.05
+
+`IN/train` and `IN/val`, where both exist, become the two splits; else `val_fraction` of the keys is held out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from pydantic import Field
+
+from data_pipelines.base import SampleError, UserError
+from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
+from data_pipelines.pack.writer import PackConfig, Progress, Split, held_out, no_progress, shuffled, write_sets
+from data_pipelines.shards import Dataset, Facts
+
+SPLITS = ("train", "val")
+SAME_FIELD = {"jpeg": "jpg", "tif": "tiff"}
+NAMES_IN_A_NOTE = 5
+
+
+class Config(PackConfig):
+    """How images are split and, on request, shrunk."""
+
+    val_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the images held out as `val`; 0 writes `train` alone."""
+    max_side: int | None = Field(None, gt=0)
+    """Shrinks images whose longer side exceeds this many pixels, and writes those as JPEG."""
+    quality: int = Field(90, ge=1, le=95)
+    """JPEG quality of shrunk images."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file to pack; `label` is None in a flat folder."""
+
+    path: Path
+    key: str
+    label: int | None
+
+
+def pack(source: str | None, out: Path, config: Config, progress: Progress = no_progress) -> list[Dataset]:
+    """Write the images of a folder, shuffled over all shards.
+
+    Raises:
+        UserError: no folder, or no images in it.
+    """
+    if source is None:
+        raise UserError("data pack imagefolder: want a folder of images: thalweg data pack imagefolder IN OUT")
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"data pack imagefolder: {source} is no folder")
+    classes, pictures = _collect(folder, config)
+    splits = [_split(name, members, classes, config) for name, members in pictures.items() if members]
+    return write_sets(out, splits, config, name=folder.resolve().name or "images", source=source, progress=progress)
+
+
+def _collect(folder: Path, config: Config) -> tuple[tuple[str, ...] | None, dict[str, list[Picture]]]:
+    """Class names and pictures by split."""
+    if all((folder / split).is_dir() for split in SPLITS):
+        roots = {split: folder / split for split in SPLITS}
+    else:
+        roots = {"train": folder}
+    files = {split: list(image_files(root)) for split, root in roots.items()}
+    for split, found in files.items():
+        if not found:
+            raise UserError(f"data pack imagefolder: no images (.{', .'.join(IMAGE_FIELDS)}) in {roots[split]}")
+    names = sorted({path.parts[0] for found in files.values() for path in found if len(path.parts) > 1})
+    flat = any(len(path.parts) == 1 for found in files.values() for path in found)
+    labels = None if flat else {name: number for number, name in enumerate(names)}
+    pictures = {split: _pictures(roots[split], found, labels) for split, found in files.items()}
+    if len(roots) == 1:
+        everything = pictures["train"]
+        side = held_out([picture.key for picture in everything], config.val_fraction, config.seed)
+        pictures = {
+            "train": [picture for picture, out in zip(everything, side, strict=True) if not out],
+            "val": [picture for picture, out in zip(everything, side, strict=True) if out],
+        }
+    return (None if labels is None else tuple(map(printable, names))), pictures
+
+
+def image_files(root: Path) -> Iterator[Path]:
+    """Paths of image files below `root`, relative to it, in a fixed order; links to folders are followed once."""
+    seen = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders.sort()
+        for name in sorted(files):
+            if name.rsplit(".", 1)[-1].lower() in IMAGE_FIELDS and not name.startswith("."):
+                yield (Path(folder) / name).relative_to(root)
+
+
+def printable(name: str) -> str:
+    """A file name as text; bytes that are not UTF-8 are spelled out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def key_of(name: str) -> str:
+    """A sample key that every tar reader splits alike: dots, control characters and "%" as %XX.
+
+    >>> key_of("birds/no.1")
+    'birds/no%2E1'
+    """
+    key = "".join(f"%{ord(c):02X}" if c in ".%" or ord(c) < 32 or ord(c) == 127 else c for c in printable(name))
+    return "%5F" + key[1:] if key.startswith("__") else key  # webdataset passes over names that begin with "__"
+
+
+def _pictures(root: Path, files: Sequence[Path], labels: dict[str, int] | None) -> list[Picture]:
+    keys = [key_of(str(path.with_suffix(""))) for path in files]
+    uses = Counter(keys)
+    return [
+        Picture(
+            path=root / path,
+            key=key if uses[key] == 1 else key_of(str(path)),
+            label=None if labels is None else labels[path.parts[0]],
+        )
+        for path, key in zip(files, keys, strict=True)
+    ]
+
+
+@dataclass
+class _Survey:
+    """What was seen while packing."""
+
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    channels: int = 1
+    labelled: bool = False
+    left_out: list[str] = field(default_factory=list)
+
+    def describe(self) -> tuple[Facts, tuple[str, ...]]:
+        facts = Facts(
+            channels=self.channels,
+            image_size=next(iter(self.sizes)) if len(self.sizes) == 1 else None,
+            labels_field="cls" if self.labelled else None,
+        )
+        shown = self.left_out[:NAMES_IN_A_NOTE]
+        more = len(self.left_out) - len(shown)
+        notes = [f"{len(self.left_out)} files are no readable images and were left out: {'; '.join(shown)}"]
+        return facts, tuple(note + (f"; and {more} more" if more else "") for note in notes if shown)
+
+
+def _split(name: str, pictures: list[Picture], classes: tuple[str, ...] | None, config: Config) -> Split:
+    survey = _Survey(labelled=classes is not None)
+    ordered = [pictures[place] for place in shuffled([picture.key for picture in pictures], config.seed)]
+    return Split(
+        name=name,
+        samples=_samples(ordered, survey, config),
+        num_samples=len(pictures),
+        num_bytes=sum(picture.path.stat().st_size for picture in pictures),
+        describe=survey.describe,
+        classes=classes,
+    )
+
+
+def _samples(pictures: Sequence[Picture], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for picture in pictures:
+        try:
+            data = picture.path.read_bytes()
+            height, width, channels = image_facts(data)
+            suffix = picture.path.suffix[1:].lower()
+            if config.max_side is not None and max(height, width) > config.max_side:
+                suffix, data = "jpg", _shrunk(data, channels, config.max_side, config.quality)
+                height, width, channels = image_facts(data)
+        except (SampleError, OSError) as error:
+            reason = error.reason if isinstance(error, SampleError) else error.strerror
+            survey.left_out.append(f"{printable(str(picture.path))} ({reason})")
+            continue
+        survey.sizes.add((height, width))
+        survey.channels = max(survey.channels, channels)
+        label = {} if picture.label is None else {"cls": str(picture.label).encode()}
+        yield picture.key, {SAME_FIELD.get(suffix, suffix): data, **label}
+
+
+def _shrunk(data: bytes, channels: int, max_side: int, quality: int) -> bytes:
+    """A JPEG, upright, whose longer side is `max_side` pixels."""
+    pixels = decode_image(data, channels)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
