@@ -32,6 +32,13 @@ class PlainTokens(Strict):
     special_tokens: dict[str, int]
     """Ids by name; `pad` marks the padding where there is any."""
 
+    @model_validator(mode="after")
+    def _special_tokens_are_tokens(self) -> Self:
+        beyond = {name: token for name, token in self.special_tokens.items() if not 0 <= token < self.vocabulary_size}
+        if beyond:
+            raise ValueError(f"special tokens {beyond} are outside the vocabulary of {self.vocabulary_size}")
+        return self
+
     def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
         """See `View.sample`."""
         return self.row(sample)
@@ -68,7 +75,8 @@ class PlainTokens(Strict):
 class MaskedTokens(PlainTokens):
     """Rows with some tokens hidden: what BERT learns to restore.
 
-    Fields of a batch besides those of `PlainTokens`: targets (B, N) int64, the hidden token, -100 where nothing is asked.
+    Fields of a batch besides those of `PlainTokens`: targets (B, N) int64, the token to restore, -100
+    where nothing is asked.
 
     Source: Devlin 2018, arXiv:1810.04805, section 3.1; drawn anew at every slot, as Liu 2019, arXiv:1907.11692.
     """
