@@ -1,0 +1,1 @@
+"""Downstream evals: they read exports, run as jobs of their own, and put controls beside every number."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, ViTModel
@@ -101,7 +102,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
         return _refuse_other(out, digest)
     reader, run = CheckpointReader(source), RunDirectory.open(source)
     encoder = trained_encoder(run, reader)
-    provenance = {
+    origin = {
         "run": run.name,
         "step": int(source.name.rpartition("-")[2]),
         "checkpoint": digest,
@@ -111,7 +112,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         staged = Path(staging) / "export"
-        _write(encoder, provenance, staged)
+        _write(encoder, origin, staged)
         try:
             staged.rename(out)
         except OSError:  # another process was faster
@@ -166,12 +167,12 @@ def _persistent(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in tied}
 
 
-def _write(encoder: Encoder, provenance: Mapping[str, Any], folder: Path) -> None:
+def _write(encoder: Encoder, origin: Mapping[str, Any], folder: Path) -> None:
     if isinstance(encoder.module, PreTrainedModel):
         encoder.module.save_pretrained(folder)
     else:
         _write_own(encoder.module, folder)
-    preprocessor = {**encoder.preprocessor, PROVENANCE: provenance}
+    preprocessor = {**encoder.preprocessor, PROVENANCE: origin}
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
     for path in folder.iterdir():
         with path.open("rb") as file:
@@ -191,12 +192,30 @@ def _write_own(module: nn.Module, folder: Path) -> None:
 
 def _refuse_other(out: Path, digest: str) -> Path:
     """`out` if it is the export of the checkpoint of that digest."""
-    path = out / PREPROCESSOR
-    held = json.loads(path.read_text()).get(PROVENANCE, {}) if path.is_file() else {}
+    held = provenance(out)
     if held.get("checkpoint") != digest:
         what = f"the export of {held['run']}, step {held['step']}" if held else "other files"
         raise UserError(f"{out} already holds {what}; name a new folder")
     return out
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Run, step and checkpoint that an export comes from; empty where it is not ours."""
+    try:
+        found: dict[str, Any] = json.loads((folder / PREPROCESSOR).read_text()).get(PROVENANCE, {})
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return found
+
+
+def weights_digest(folder: Path) -> str:
+    """32 hex digits of an export's architecture and weights."""
+    hasher = xxhash.xxh3_128()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            while block := file.read(2**24):
+                hasher.update(block)
+    return hasher.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -212,12 +231,6 @@ class LoadedEncoder:
     module: nn.Module
     preprocessor: Mapping[str, Any]
     folder: Path
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Run, step and checkpoint it comes from; empty for an export that is not ours."""
-        found: Mapping[str, Any] = self.preprocessor.get(PROVENANCE, {})
-        return found
 
     @cached_property
     def view(self) -> PlainImage:
@@ -254,6 +267,19 @@ class LoadedEncoder:
         """The same encoder on `device`."""
         self.module.to(device)
         return self
+
+    @property
+    def digest(self) -> str:
+        """Names architecture and weights."""
+        return weights_digest(self.folder)
+
+    def network(self) -> dict[str, Any]:
+        """The architecture as plain data, without weights and versions."""
+        if not isinstance(self.module, PreTrainedModel):
+            settings: dict[str, Any] = cast(Network, self.module).config.model_dump(mode="json")
+            return {"network": type(self.module).__qualname__, **settings}
+        config = self.module.config.to_diff_dict()
+        return {key: value for key, value in config.items() if key not in ("transformers_version", "dtype")}
 
     def random_init(self, seed: int) -> LoadedEncoder:
         """The same network untrained, drawn by `seed` alone, as an objective would draw it."""

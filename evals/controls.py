@@ -1,0 +1,103 @@
+"""Controls: what the same judge says of raw pixels and of the same network untrained (promise 4).
+
+They do not depend on the run, so their scores are cached by what they do depend on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor
+
+from data_pipelines.base import UserError, digest_of, write_atomically
+from data_pipelines.shards import Dataset
+from data_pipelines.views.image import PlainImage
+from evals.features import Compute, FeatureTable, Source, alone, best_device, cache_folder, extract
+from evals.protocol import EvalConfig, EvalData, Scores
+from pretrain.export import LoadedEncoder
+
+Judge = Callable[[FeatureTable, FeatureTable], Mapping[str, float]]
+"""Metrics of training and test features."""
+
+RAW_SIDE = 32
+"""Larger images are averaged down to this side: a linear model on megapixels says nothing more, and fits nowhere."""
+
+RANDOM_INIT_SEED = 0
+
+
+def trained(encoder: LoadedEncoder) -> Source:
+    """The encoder that is judged."""
+    return Source(digest_of(["trained", encoder.digest]), encoder.view, lambda device: encoder.to(device).features)
+
+
+def random_init(encoder: LoadedEncoder, seed: int = RANDOM_INIT_SEED) -> Source:
+    """The same network, drawn by `seed` and never trained."""
+    digest = digest_of(["random_init", seed, encoder.network(), transformers.__version__])
+    return Source(digest, encoder.view, lambda device: encoder.random_init(seed).to(device).features)
+
+
+def raw(view: PlainImage) -> Source:
+    """Pixels in [0, 1] of the image that the encoder sees; not normalised, since cosines do better so."""
+    return Source(digest_of(["raw", RAW_SIDE]), view, lambda device: _raw_pixels(view, device))
+
+
+def _raw_pixels(view: PlainImage, device: torch.device) -> Compute:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (view.mean, view.std))
+
+    def compute(images: Tensor) -> Mapping[str, Tensor]:
+        pixels = images * std + mean
+        if view.image_size > RAW_SIDE:
+            pixels = F.adaptive_avg_pool2d(pixels, RAW_SIDE)
+        return {"pixels": pixels.flatten(1)}
+
+    return compute
+
+
+def with_controls(encoder: LoadedEncoder, data: EvalData, config: EvalConfig, protocol: str, judge: Judge) -> Scores:
+    """Judge an encoder and its controls by the same features, data and config.
+
+    Raises:
+        UserError: the data has no labels, or the encoder reads no images.
+    """
+    for dataset in (data.train, data.test):
+        _refuse_unlabelled(dataset)
+    controls = {"raw": raw(encoder.view), "random_init": random_init(encoder)}
+    return Scores(
+        metrics=_judged(trained(encoder), data, judge),
+        controls={name: _remembered(source, data, config, protocol, judge) for name, source in controls.items()},
+    )
+
+
+def _judged(source: Source, data: EvalData, judge: Judge) -> dict[str, float]:
+    device = best_device()
+    train, test = (extract(source, dataset).to(device) for dataset in (data.train, data.test))
+    for table, dataset in ((train, data.train), (test, data.test)):
+        missing = int((table.labels < 0).sum())
+        if missing:
+            raise UserError(f"data {dataset.path}: {missing:,} of {len(table.labels):,} samples have no label (.cls)")
+    return dict(judge(train, test))
+
+
+def _remembered(source: Source, data: EvalData, config: EvalConfig, protocol: str, judge: Judge) -> dict[str, float]:
+    """The scores of a control, computed the first time."""
+    view, settings = source.view.model_dump(mode="json"), config.settings()
+    digest = digest_of(["control", protocol, settings, data.digests(), source.digest, view])
+    path = cache_folder("controls") / f"{digest}.json"
+    with alone(path):
+        if path.is_file():
+            scores: dict[str, float] = json.loads(path.read_text())
+            return scores
+        scores = _judged(source, data, judge)
+        write_atomically(path, json.dumps(scores, indent=1))
+    return scores
+
+
+def _refuse_unlabelled(dataset: Dataset) -> None:
+    if dataset.facts()["labels_field"] is None:
+        raise UserError(
+            f"data {dataset.path} has no labels; this eval wants a .cls field, set data.train and data.test"
+        )
