@@ -119,10 +119,7 @@ class Objective(nn.Module, ABC):
         """Called on every rank after optimizer step `step` was applied (queues, centres)."""
 
     def after_skip(self) -> None:
-        """Called on every rank in place of `after_step` when a step was dropped: forget what its forwards noted."""
-
-    def after_skip(self) -> None:
-        """Called on every rank instead of `after_step` when a bad step was dropped."""
+        """Called on every rank instead of `after_step` when a bad step was dropped: forget what its forwards noted."""
 
     @abstractmethod
     def encoder(self) -> Encoder:

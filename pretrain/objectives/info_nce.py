@@ -116,10 +116,9 @@ class InfoNCE(Objective):
         couple_batch_norms(self)
         if config.target_momentum is not None:
             self.target_network, self.target_projector = frozen_twin(self.network), frozen_twin(self.projector)
-            momentum = cosine_momentum(config.target_momentum)
-            self.targets = (
-                Target("network", "target_network", momentum),
-                Target("projector", "target_projector", momentum),
+            momentum, followed = cosine_momentum(config.target_momentum), ("network", "projector")
+            self.targets = tuple(
+                Target(name, f"target_{name}", momentum) for name in followed if _has_weights(self, name)
             )
         self.queue = KeyQueue(config.queue_size, width) if config.queue_size else None
         self._fresh: list[tuple[Tensor, Tensor, Tensor]] = []  # slots, keys, ids of the running step
@@ -255,3 +254,7 @@ def _on_sphere(rows: Tensor) -> Tensor:
 def _mean_of_views(rows: Tensor) -> Tensor:
     """(2B,) to (B,): the mean of an image's two views."""
     return rows.unflatten(0, (2, -1)).mean(dim=0)
+
+
+def _has_weights(module: nn.Module, name: str) -> bool:
+    return any(True for _ in module.get_submodule(name).parameters())

@@ -32,7 +32,12 @@ class Candidates:
 
 
 def info_nce(
-    queries: Tensor, candidates: Candidates, positives: Tensor, ids: Tensor, temperature: float
+    queries: Tensor,
+    candidates: Candidates,
+    positives: Tensor,
+    ids: Tensor,
+    temperature: float,
+    block_logits: int = BLOCK_LOGITS,
 ) -> tuple[Tensor, Tensor]:
     """Surprise at each query's own key among the candidates.
 
@@ -42,6 +47,7 @@ def info_nce(
         positives: (B,) int64, the candidate that belongs to each query; it always competes.
         ids: (B,) int64; candidates of the query's id do not compete, except its positive.
         temperature: divisor of the cosine, > 0.
+        block_logits: most logits in memory at once; at least one query's are.
 
     Returns:
         loss (B,) in nats, fp32, differentiable in queries and keys; and whether the positive is the
@@ -55,8 +61,9 @@ def info_nce(
     >>> round(loss.mean().item(), 4), nearest.all().item()
     (0.3133, True)
     """
+    rows = max(1, block_logits // len(candidates.keys))
     loss, correct = _InfoNCE.apply(
-        queries.float(), candidates.keys.float(), candidates.ids, candidates.valid, positives, ids, temperature
+        queries.float(), candidates.keys.float(), candidates.ids, candidates.valid, positives, ids, temperature, rows
     )
     return loss, correct
 
@@ -82,8 +89,8 @@ class _InfoNCE(torch.autograd.Function):
         positives: Tensor,
         ids: Tensor,
         temperature: float,
+        rows: int,
     ) -> tuple[Tensor, Tensor]:
-        rows = max(1, BLOCK_LOGITS // len(keys))
         log_sums, own, nearest = [], [], []
         with torch.autocast(queries.device.type, enabled=False):
             for q, p, i in zip(queries.split(rows), positives.split(rows), ids.split(rows), strict=True):
@@ -111,4 +118,4 @@ class _InfoNCE(torch.autograd.Function):
                 slope *= gradients[0][block, None] / ctx.temperature
                 torch.matmul(slope, keys, out=into_queries[block])
                 into_keys.addmm_(slope.T, q)
-        return into_queries, into_keys, None, None, None, None, None
+        return into_queries, into_keys, *[None] * 6

@@ -1,0 +1,99 @@
+"""Masked language model: say which tokens stood where some were hidden.
+
+Source: Devlin 2018, arXiv:1810.04805, section 3.1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from data_pipelines.base import Strict, parse
+from data_pipelines.batch import Batch
+from data_pipelines.views.masks import hidden_count
+from data_pipelines.views.tokens import NOT_ASKED, MaskedTokens
+from pretrain.energies import cross_entropy
+from pretrain.networks.flops import forward_flops
+from pretrain.networks.text import hidden_states, masked_lm_network, vocabulary_logits
+from pretrain.objective import DataFacts, Encoder, Objective, Output
+
+
+class MaskedLanguageModel(Objective):
+    """Restore hidden tokens from both sides; documents that share a row do not see each other."""
+
+    class Config(Strict):
+        """A BERT-like network and how much is hidden from it."""
+
+        encoder: dict[str, Any] = Field(default_factory=lambda: {"architecture": "bert"})
+        """`architecture: bert | roberta | modernbert` and keys of its transformers config."""
+        mask_ratio: float = Field(0.15, gt=0, lt=1)
+        """Share of a row's tokens that is asked for."""
+        mask_share: float = Field(0.8, ge=0, le=1)
+        """Share of those that the mask token stands for."""
+        random_share: float = Field(0.1, ge=0, le=1)
+        """Share of those that another token stands for; the rest stays as it is."""
+
+    def __init__(self, config: Config, facts: DataFacts) -> None:
+        super().__init__()
+        self.config, self.facts = config, facts
+        self.network = masked_lm_network(config.encoder, "recipe objective, encoder", facts)
+        known = {
+            "row_tokens": facts.row_tokens,
+            "vocabulary_size": facts.vocabulary_size,
+            "special_tokens": dict(facts.special_tokens),
+        }
+        shares = config.model_dump(exclude={"encoder"})
+        self.view: MaskedTokens = parse(MaskedTokens, {**known, **shares}, "recipe objective")
+
+    def rows(self, batch: Batch) -> Tensor:
+        """(), the tokens asked for."""
+        return _asked(batch).sum()
+
+    def forward(self, batch: Batch) -> Output:
+        """See `Objective.forward`; rows are the tokens asked for, embeddings mean hidden states of a text row."""
+        states = hidden_states(self.network, batch["tokens"], batch["attention"], batch["positions"])  # (B, N, D)
+        asked = _asked(batch)
+        # the vocabulary is the largest product here: only the asked tokens enter it
+        logits = vocabulary_logits(self.network, states[asked])  # (M, K)
+        targets = batch["targets"][asked]
+        right = (logits.argmax(dim=-1) == targets).float()
+        return Output(
+            loss=cross_entropy(logits, targets).sum(),
+            logs={"token_accuracy": right.sum() / asked.sum().clamp(min=1)},
+            embeddings=_mean_of_tokens(states, batch["attention"]).detach(),
+        )
+
+    def encoder(self) -> Encoder:
+        """Network and vocabulary head: `AutoModel` opens the network, `AutoModelForMaskedLM` both."""
+        facts = self.facts
+        text = {"row_tokens": facts.row_tokens, "special_tokens": dict(facts.special_tokens)}
+        return Encoder(self.network, "network.", text)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(B, D) mean hidden states of rows made by `PlainTokens`."""
+        states = hidden_states(self.network, batch["tokens"], batch["attention"], batch["positions"])
+        return _mean_of_tokens(states, batch["attention"])
+
+    def flops_per_sample(self) -> float:
+        """Three forward passes of a text row, the vocabulary for the asked tokens only."""
+        num_tokens = self.view.row_tokens
+        with torch.device("meta"):
+            twin = MaskedLanguageModel(self.config, self.facts)
+            row = torch.empty(1, num_tokens, dtype=torch.int64)
+            states = torch.empty(hidden_count(num_tokens, self.config.mask_ratio), twin.network.config.hidden_size)
+        body = forward_flops(lambda: hidden_states(twin.network, row, row, row))
+        return 3 * (body + forward_flops(lambda: vocabulary_logits(twin.network, states)))
+
+
+def _asked(batch: Batch) -> Tensor:
+    """(B, N) bool."""
+    return (batch["targets"] != NOT_ASKED) & (batch.weight > 0)[:, None]
+
+
+def _mean_of_tokens(states: Tensor, documents: Tensor) -> Tensor:
+    """(B, N, D) to (B, D), padding (document 0) left out."""
+    real = (documents > 0).unsqueeze(-1).to(states.dtype)
+    return (states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
