@@ -134,7 +134,7 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turn each row's colours about the grey axis, brightness kept.
 
     Args:
-        turns: (B,) in turns of the colour circle; 0 changes nothing, 0.5 gives the opposite colours.
+        turns: (B,) in turns of the colour circle, from red over green to blue; 0 changes nothing.
 
     A rotation in YIQ space is one matrix a row; in HSV space, as torchvision does it, the same turn is a dozen passes
     over the batch. Colours agree in direction, saturated ones differ a little in strength.
@@ -142,7 +142,7 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     to_yiq = images.new_tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
     cos, sin = torch.cos(2 * math.pi * turns), torch.sin(2 * math.pi * turns)
     zero, one = torch.zeros_like(turns), torch.ones_like(turns)
-    rotation = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).view(-1, 3, 3)
+    rotation = torch.stack([one, zero, zero, zero, cos, sin, zero, -sin, cos], dim=1).view(-1, 3, 3)
     matrices = torch.linalg.inv(to_yiq) @ rotation @ to_yiq
     return torch.einsum("bij,bjhw->bihw", matrices, images).clamp(0, 1)
 
