@@ -133,12 +133,12 @@ def judge(runs: Sequence[Path]) -> None:
     """Every eval on the last checkpoint of every run, as jobs; fails with the first failed job's words."""
     from launch.cluster import load_cluster
     from launch.submit import submit_eval, wait
-    from pretrain.checkpoint import committed, step_folder
+    from pretrain.checkpoint import committed, path_of
 
     cluster = load_cluster("local")
     jobs = []
     for run in runs:
-        checkpoint = step_folder(run / "checkpoints", committed(run / "checkpoints")[-1])
+        checkpoint = path_of(run / "checkpoints", committed(run / "checkpoints")[-1])
         jobs += [(run.name, name, *submit_eval(name, checkpoint, [], cluster)) for name in EVALS]
     for number, (run_name, name, job, submission) in enumerate(jobs, start=1):
         wait(submission, JOB_TIMEOUT_S)

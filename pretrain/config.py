@@ -133,7 +133,7 @@ class Monitor(Strict):
     """What is watched, and when it is an alarm."""
 
     log_every: int = Field(10, gt=0)
-    min_effective_rank: float = Field(0.05, ge=0, le=1)
+    min_effective_rank: float = Field(0.02, ge=0, le=1)
     """Alarm below this share of the embedding's dimensions."""
     max_data_wait: float = Field(0.3, gt=0, le=1)
     """Alarm above this share of the time spent waiting for data."""

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from pretrain.config import Monitor
 
 MAX_PAIRED_ROWS = 512
+PATIENCE = 3
+"""Log steps in a row that embeddings must be flat: every encoder starts nearly so."""
 
 
 def effective_rank(second_moment: np.ndarray) -> float:
@@ -113,12 +115,15 @@ class Alarms:
     best_loss: float = math.inf
     smooth_loss: float | None = None
     raised: frozenset[str] = frozenset()
+    flat: int = 0
 
     def hear(self, figures: Mapping[str, float]) -> list[tuple[str, str]]:
         """New alarms as (kind, words), from the figures of one log step."""
         now: dict[str, str] = {}
         rank, width = figures.get("effective_rank"), figures.get("embedding_dimensions")
-        if rank is not None and width and rank < max(self.config.min_effective_rank * width, 1.5):
+        if rank is not None and width:
+            self.flat = self.flat + 1 if rank < max(self.config.min_effective_rank * width, 1.5) else 0
+        if rank is not None and width and self.flat >= PATIENCE:
             now["collapse"] = (
                 f"the embeddings use {rank:.1f} of {width:.0f} dimensions: the encoder is collapsing; "
                 f"raise the contrast (batch, queue, regulariser) or lower the learning rate"

@@ -28,3 +28,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the checkout: the developers' data is not part of the product")
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged MNIST as `thalweg data pack mnist` packs it."""
+    from launch.cli import main
+
+    folder = tmp_path_factory.mktemp("digits") / "mnist"
+    assert main(["data", "pack", "mnist", str(folder)]) == 0
+    return folder

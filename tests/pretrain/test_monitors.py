@@ -58,8 +58,8 @@ def test_alarm_is_raised_once_while_it_lasts_and_again_when_it_returns():
     alarms = Alarms(Monitor())
     collapsed = {"effective_rank": 2.0, "embedding_dimensions": 128.0}
     healthy = {"effective_rank": 90.0, "embedding_dimensions": 128.0}
-    heard = [[kind for kind, _ in alarms.hear(figures)] for figures in (collapsed, collapsed, healthy, collapsed)]
-    assert heard == [["collapse"], [], [], ["collapse"]]
+    heard = [[kind for kind, _ in alarms.hear(figures)] for figures in [*[collapsed] * 4, healthy, *[collapsed] * 3]]
+    assert heard == [[], [], ["collapse"], [], [], [], [], ["collapse"]]
 
 
 def test_divergence_and_starvation_are_told_in_words():

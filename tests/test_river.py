@@ -1,0 +1,84 @@
+"""Whole runs, as a user starts them: killed, stopped, resumed on other ranks; losses and ledger must not notice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import pytest
+
+from pretrain.run.directory import RunDirectory
+from tests.river import finish, ledger, losses, rank_processes, start, steps_done, thalweg, until, write_recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("river")]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, digits):
+    """The run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    thalweg("pretrain", str(write_recipe(folder, "unbroken", digits)), "--ranks", "2")
+    return RunDirectory(folder / "runs" / "unbroken")
+
+
+def run_named(folder, name) -> RunDirectory:
+    return RunDirectory(folder / "runs" / name)
+
+
+def test_run_logs_every_step_and_verifies(unbroken):
+    assert sorted(losses(unbroken)) == list(range(1, 13))
+    assert unbroken.finished()
+    assert "are exactly what the order says" in thalweg("runs", "verify", str(unbroken.root))
+
+
+def test_finished_run_says_so_and_exits_0(unbroken):
+    before = unbroken.metrics()
+    output = thalweg("pretrain", str(unbroken.root / "config.yaml"), "--ranks", "2")
+    assert "is finished" in output
+    assert unbroken.metrics() == before
+
+
+def test_rank_killed_at_a_random_step_is_started_again_and_the_losses_are_bit_equal(unbroken, tmp_path, digits):
+    recipe, run = write_recipe(tmp_path, "killed", digits), run_named(tmp_path, "killed")
+    process = start("pretrain", str(recipe), "--ranks", "2")
+    victim, step = random.choice([0, 1]), random.randint(2, 9)
+    until(lambda: steps_done(run) >= step, process)
+    os.kill(rank_processes(run)[victim], signal.SIGKILL)
+    code, output = finish(process)
+    assert code == 0, output
+    assert len(run.attempts()) == 2, output
+    assert losses(run) == losses(unbroken)
+    assert ledger(run) == ledger(unbroken)
+    assert "2 attempts" in thalweg("runs", "verify", str(run.root))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_signalled_run_saves_at_a_step_boundary_exits_85_and_goes_on_elsewhere(unbroken, tmp_path, digits, number):
+    """The second start has another world size and ZeRO stage: the same samples, nearly the same losses."""
+    recipe, run = write_recipe(tmp_path, "stopped", digits), run_named(tmp_path, "stopped")
+    process = start("pretrain", str(recipe), "--ranks", "2")
+    until(lambda: steps_done(run) >= 4, process)
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == 85, output
+    assert "start again to go on" in output
+    stopped_at = steps_done(run)
+    thalweg("pretrain", str(recipe), "--ranks", "1", "engine.zero_stage=3")
+    assert run.attempts()[2]["began_at_step"] == stopped_at
+    assert ledger(run) == ledger(unbroken)
+    assert losses(run) == pytest.approx(losses(unbroken), rel=1e-4)
+
+
+def test_run_in_use_is_refused(tmp_path, digits):
+    recipe, run = write_recipe(tmp_path, "busy", digits, train={"global_batch": 16, "steps": 100000}), None
+    run = run_named(tmp_path, "busy")
+    process = start("pretrain", str(recipe), "--ranks", "1")
+    try:
+        until(lambda: steps_done(run) >= 1, process)
+        code, output = finish(start("pretrain", str(recipe), "--ranks", "1"))
+        assert code == 2
+        assert "in use by attempt 1" in output
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert finish(process)[0] == 85
