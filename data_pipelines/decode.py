@@ -16,11 +16,11 @@ from data_pipelines.batch import Sample
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
 MAX_PIXELS = 2**26
 """Larger images are refused before decoding: 201 MB as RGB."""
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "MPO", "TIFF", "WEBP")  # none that starts another program, as EPS does
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
 _ORIENTATION = 0x0112
 _EXIF_WITHIN = 1 << 16
 
-for _plugin in ("Mpo", "Tiff", "WebP"):
+for _plugin in ("Tiff", "WebP"):
     import_module(f"PIL.{_plugin}ImagePlugin")  # Pillow would search all its plugins for these at first use
 Image.MAX_IMAGE_PIXELS = None  # `_open` refuses bombs by `max_pixels`, in one place for all formats
 

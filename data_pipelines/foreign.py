@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.base import DataError, SampleError, UserError, write_atomically
@@ -87,7 +87,7 @@ def find_tars(path: str) -> list[str]:
     return found
 
 
-def sniff(places: tuple[Place, ...] | list[Place], indexes: tuple[Index, ...] | list[Index]) -> Facts:
+def sniff(places: Sequence[Place], indexes: Sequence[Index]) -> Facts:
     """Facts as the first readable samples of the first shard that has any show them."""
     samples = list(_first_samples(places, indexes))
     sizes, channels = set(), set()
@@ -108,9 +108,7 @@ def sniff(places: tuple[Place, ...] | list[Place], indexes: tuple[Index, ...] | 
     )
 
 
-def _first_samples(
-    places: tuple[Place, ...] | list[Place], indexes: tuple[Index, ...] | list[Index]
-) -> Iterator[Sample]:
+def _first_samples(places: Sequence[Place], indexes: Sequence[Index]) -> Iterator[Sample]:
     shard = next((number for number, index in enumerate(indexes) if index.num_samples), None)
     if shard is None:
         return
