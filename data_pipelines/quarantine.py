@@ -83,14 +83,14 @@ class Quarantine:
         self.known = {line.g: line for line in lines}
         self._on_disk = set(lines)
         self._seen = self._replaced = 0
-        self._bad_of_shard: Counter[str] = Counter()
+        self._bad: set[tuple[str, str]] = set()
 
     def add(self, num_samples: int, lines: Iterable[Line]) -> None:
         """Count a micro batch and put its bad samples on disk; to be called before the batch is used."""
         lines = list(lines)
         self._seen += num_samples
         self._replaced += len({line.g for line in lines})
-        self._bad_of_shard.update(line.shard for line in lines)
+        self._bad.update((line.shard, line.key) for line in lines)
         new = [line for line in lines if line not in self._on_disk]
         if new and self._folder:
             self._append(self._folder, new)
@@ -113,7 +113,8 @@ class Quarantine:
         """
         if self._replaced <= max(FREE, self._max_share * self._seen):
             return
-        worst = ", ".join(f"{shard} ({count})" for shard, count in self._bad_of_shard.most_common(WORST))
+        worst_shards = Counter(shard for shard, _ in sorted(self._bad)).most_common(WORST)
+        worst = ", ".join(f"{shard} ({count})" for shard, count in worst_shards)
         raise DataError(
             f"{self._replaced} of {self._seen} samples were unreadable on rank {self._rank}, more than the allowed "
             f"share of {self._max_share:g}; worst shards: {worst}. See `thalweg data check` and data.max_quarantined"

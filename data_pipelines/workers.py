@@ -25,6 +25,10 @@ Result = TypeVar("Result", covariant=True)
 PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers and terminals send to whole process groups; the parent answers for its workers."""
 PR_SET_PDEATHSIG = 1
+CLOSE_S = 5.0
+"""Time that workers have to end by themselves."""
+
+_ABANDONED: list[Any] = []
 
 
 class Reader(Protocol[Task, Result]):
@@ -82,7 +86,7 @@ class Workers(Generic[Task, Result]):
             # torch's handler raises wherever the process happens to be, in a collective for instance; ours only here.
             signal.signal(signal.SIGCHLD, handler)
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
-        atexit.register(self.close)  # multiprocessing would wait at exit for workers that ignore its SIGTERM
+        atexit.register(self._abandon)  # multiprocessing would wait at exit for workers that ignore its SIGTERM
 
     @property
     def pids(self) -> list[int]:
@@ -107,8 +111,7 @@ class Workers(Generic[Task, Result]):
             words = self._death() or self._silence(error)
             if words is None:
                 raise
-            self._kill()
-            self.close()
+            self._abandon()
             raise DataError(words) from None
 
     @contextmanager
@@ -136,13 +139,11 @@ class Workers(Generic[Task, Result]):
             raise _WorkerDiedError(words)
 
     def _death(self) -> str | None:
-        dead = [process for process in self._processes if not process.is_alive()]
-        if not dead or self._results is None:
-            return None
-        return f"data worker {dead[0].pid} {_cause(dead[0].exitcode)}"
+        dead = [process for process in self._processes if process.exitcode]  # 0: all its tasks are done
+        return f"data worker {dead[0].pid} {_cause(dead[0].exitcode)}" if dead else None
 
     def _silence(self, error: RuntimeError) -> str | None:
-        if "timed out" not in str(error):
+        if not str(error).startswith("DataLoader timed out"):
             return None
         return (
             f"the data workers (processes {', '.join(map(str, self.pids))}) gave nothing for {self._timeout_s:g} s; "
@@ -150,16 +151,29 @@ class Workers(Generic[Task, Result]):
         )
 
     def close(self) -> None:
-        """End the workers; they hold nothing that could be lost."""
-        atexit.unregister(self.close)
-        self._results = None
-        self._kill()
+        """End the workers, those that hang after a few seconds."""
+        if self._results is None:
+            return
+        if self._processes:
+            # torch waits for each worker in turn, and for locks that a killed one may hold
+            ending = threading.Thread(target=self._results._shutdown_workers, daemon=True)  # type: ignore[attr-defined]
+            ending.start()
+            ending.join(CLOSE_S)
+            if ending.is_alive():
+                self._abandon()
+        atexit.unregister(self._abandon)
+        self._results, self._processes = None, []
 
-    def _kill(self) -> None:
+    def _abandon(self) -> None:
+        """Kill the workers and keep torch's side of them: its own clean-up may wait for a killed one for ever."""
+        atexit.unregister(self._abandon)
         for process in self._processes:
             process.kill()
         for process in self._processes:
             process.join()
+        if self._processes:
+            _ABANDONED.append(self._results)
+        self._results, self._processes = None, []
 
 
 def _in_main_thread() -> bool:
@@ -181,7 +195,7 @@ def _begin_worker(_: int) -> None:
 
 
 def _cause(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
+    if exit_code is None or exit_code > 0:
         return f"ended with exit code {exit_code}"
     name = signal.Signals(-exit_code).name
     hint = {
