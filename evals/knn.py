@@ -39,7 +39,8 @@ def judge(train: FeatureTable, test: FeatureTable, config: Config) -> dict[str, 
     for k in config.k:
         best = max(held_out, key=lambda kind: held_out[kind][k].majority)
         metrics[f"top1@k{k}"] = tested[best][k].majority
-        metrics[f"weighted@k{k}"] = tested[best][k].weighted
+        if k > 1:
+            metrics[f"weighted@k{k}"] = tested[best][k].weighted
         if len(tested) > 1:
             metrics |= {f"{kind}.top1@k{k}": votes[k].majority for kind, votes in tested.items()}
     return metrics

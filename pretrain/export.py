@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -22,9 +23,11 @@ from typing import Any, Protocol, cast
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, ViTModel
+from transformers.utils import logging
 
 from data_pipelines.base import CheckpointError, Strict, UserError, parse
 from data_pipelines.hashing import mix
@@ -169,7 +172,8 @@ def _persistent(module: nn.Module) -> dict[str, Tensor]:
 
 def _write(encoder: Encoder, origin: Mapping[str, Any], folder: Path) -> None:
     if isinstance(encoder.module, PreTrainedModel):
-        encoder.module.save_pretrained(folder)
+        with _quiet():
+            encoder.module.save_pretrained(folder)
     else:
         _write_own(encoder.module, folder)
     preprocessor = {**encoder.preprocessor, PROVENANCE: origin}
@@ -322,10 +326,31 @@ def load_encoder(folder: str | Path) -> LoadedEncoder:
 
 def _load_transformers(folder: Path) -> nn.Module:
     try:
-        module: nn.Module = AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+        with _quiet():
+            module, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"export {folder} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-    return module
+    missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]  # heads we never read
+    if missing:
+        raise UserError(f"export {folder} lacks {len(missing)} weights of its network, among them {min(missing)}")
+    loaded: nn.Module = module
+    return loaded
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and its report on heads that were left out on purpose."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _load_own(config: Mapping[str, Any], folder: Path) -> nn.Module:
