@@ -181,10 +181,15 @@ class Recipe(Strict):
 
 
 FREE_ON_RESUME = (
-    "summary", "ran_here", "data.workers", "data.prefetch", "data.max_quarantined", "engine", "checkpoint",
-    "validation", "probe", "monitor", "evals", "profile", "runs", "train.max_skipped", "train.spike_factor",
+    "summary", "ran_here", "data.path", "data.sources", "data.validation", "data.workers", "data.prefetch",
+    "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor", "evals", "profile", "runs",
+    "train.max_skipped", "train.spike_factor",
 )  # fmt: skip
-"""Paths that may change between attempts of a run; anything else is a new run."""
+"""Paths that may change between attempts of a run; anything else is a new run.
+
+Data may move, be reweighted or be joined by more (a new segment of the order); that none of it was
+exchanged is told from its digests.
+"""
 
 
 def recipe_names() -> list[str]:

@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 from data_pipelines.base import CheckpointError, ThalwegError
 from data_pipelines.batch import Batch
 from data_pipelines.loader import Loader
+from data_pipelines.order import Order
 from pretrain import checkpoint
 from pretrain.config import Recipe
 from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.guard import Guard
+from pretrain.objective import Objective
 from pretrain.objectives import build
 from pretrain.run.attempt import Attempt, attempts, refuse_if_alive
 from pretrain.run.directory import RunDirectory
@@ -59,6 +61,7 @@ class Session:
     total_steps: int
     progress: Progress
     guard: Guard
+    order: Order
     loader: Loader
     attempt_number: int
     attempt: Attempt | None
@@ -76,29 +79,31 @@ class Session:
         sources = open_sources(recipe)
         check_sizes(recipe, sources, world.world_size)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_lanes": sources.num_lanes})})
-        steps = total_steps(recipe, sources.num_samples)
         objective = build(recipe.objective, sources.facts(), recipe.seed)
         run = RunDirectory.of(recipe)
-        if run_is_finished := on_rank_0(world, lambda: _prepare(run, recipe, sources, objective, steps)):
+        steps, is_finished = on_rank_0(world, lambda: _prepare(run, recipe, sources, objective))
+        if is_finished:
             if world.rank == 0:
-                log.info("%s", run_is_finished)
+                log.info("run %s is finished; `thalweg report %s` shows it", run.root, run.root)
             return None
         engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world, seed=recipe.seed)
-        progress, guard = Progress(), Guard(recipe.train)
+        progress, guard, segments = Progress(), Guard(recipe.train), []
         found = on_rank_0(world, lambda: _newest(run))
         reader = checkpoint.CheckpointReader(found["path"]) if found["path"] else None
         if reader is not None:
             engine.load(reader)
             progress = Progress(**{**reader.state["progress"], "ledger": int(reader.state["progress"]["ledger"], 16)})
             guard.restore(reader.state["guard"])
+            segments = reader.state["order"]
         elif recipe.init_from:
             _initialize(engine, recipe.init_from, world)
+        order = sources.order(recipe, segments, progress.position)
         attempt, number = _begin(run, world, progress.step)
         start_logging(run, number, world.rank)
         scribe = Scribe(run, recipe, number, progress.step, steps) if world.rank == 0 else None
         session = cls(
-            recipe, run, world, sources, engine, steps, progress, guard,
-            _loader(recipe, run, sources, engine, world, progress.position, number), number, attempt, scribe,
+            recipe, run, world, sources, engine, steps, progress, guard, order,
+            _loader(recipe, run, sources, order, engine, world, progress.position, number), number, attempt, scribe,
         )  # fmt: skip
         session.announce(found["damaged"])
         return session
@@ -130,6 +135,7 @@ class Session:
         state = {
             "progress": {**asdict(self.progress), "ledger": f"{self.progress.ledger:032x}"},
             "guard": self.guard.state(),
+            "order": self.order.to_state(),
             "run": self.run.name,
             "attempt": self.attempt_number,
         }
@@ -170,17 +176,17 @@ def on_rank_0(world: World, work: Callable[[], Value]) -> Value:
     return result
 
 
-def _prepare(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Any, steps: int) -> str:
-    """Make the run, or find that it is this one; words when there is nothing left to do."""
+def _prepare(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Objective) -> tuple[int, bool]:
+    """Make the run, or find that it is this one; its steps, and whether they are done."""
     if run.exists():
         run.refuse_other(recipe, sources.digests())
         newest = max(attempts(run.attempts_folder), default=None)
         if newest is not None:
             refuse_if_alive(run.attempts_folder, newest)
-        if run.finished():
-            return f"run {run.root} is finished; `thalweg report {run.root}` shows it"
-        run.update_config(recipe)
-        return ""
+        if not run.finished():
+            run.update_config(recipe)
+        return run.info()["steps"], run.finished()
+    steps = total_steps(recipe, sources.num_samples)
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     run.create(
         recipe,
@@ -197,7 +203,7 @@ def _prepare(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Any
             "environment": environment(),
         },
     )
-    return ""
+    return steps, False
 
 
 def _newest(run: RunDirectory) -> dict[str, Any]:
@@ -223,11 +229,18 @@ def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, 
 
 
 def _loader(
-    recipe: Recipe, run: RunDirectory, sources: Sources, engine: Engine, world: World, position: int, attempt: int
+    recipe: Recipe,
+    run: RunDirectory,
+    sources: Sources,
+    order: Order,
+    engine: Engine,
+    world: World,
+    position: int,
+    attempt: int,
 ) -> Loader:
     return Loader(
         sources.datasets,
-        sources.order(recipe),
+        order,
         engine.module.view,
         seed=recipe.seed,
         global_batch=recipe.train.global_batch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,26 @@ class Sources:
         """Samples over all training sets."""
         return sum(dataset.num_samples for dataset in self.datasets)
 
-    def order(self, recipe: Recipe) -> Order:
-        """The order of a run's whole life."""
+    def order(self, recipe: Recipe, segments: Sequence[Mapping[str, Any]] = (), position: int = 0) -> Order:
+        """The order of a run's whole life.
+
+        Args:
+            segments: how the mixture changed before, from a checkpoint (`Order.to_state`).
+            position: the next slot; where lanes are not those of the last segment, a new one opens there.
+        """
         streams = [
             Stream(dataset.name, dataset.shard_sizes, lanes)
             for dataset, lanes in zip(self.datasets, self.lanes, strict=True)
         ]
-        return Order(recipe.seed, streams, self.num_lanes, window=recipe.data.window, shuffle=recipe.data.shuffle)
+        return Order.from_state(
+            recipe.seed,
+            streams,
+            self.num_lanes,
+            segments,
+            position,
+            window=recipe.data.window,
+            shuffle=recipe.data.shuffle,
+        )
 
     def digests(self) -> dict[str, str]:
         """By dataset name; part of a run's identity."""

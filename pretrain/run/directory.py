@@ -130,10 +130,15 @@ class RunDirectory:
         tree = yaml.safe_load((self.root / "config.yaml").read_text())
         return parse(Recipe, tree, f"{self.root}/config.yaml")
 
-    def refuse_other(self, recipe: Recipe, data: Mapping[str, Any]) -> None:
-        """Raises UserError with the diff when `recipe` or its data are not this run's."""
-        old = {**self.info()["identity"], "data_digests": self.info()["data"]}
-        new = {**identity(recipe), "data_digests": data}
+    def refuse_other(self, recipe: Recipe, data: Mapping[str, str]) -> None:
+        """Raises UserError with the diff when `recipe` or its data are not this run's.
+
+        Args:
+            data: digests by dataset name; sets may join a run, none may be exchanged or leave it.
+        """
+        known: dict[str, str] = self.info()["data"]
+        old = {**self.info()["identity"], "data_digests": known}
+        new = {**identity(recipe), "data_digests": {name: data.get(name) for name in known}}
         changes = [
             f"{path}: {_short(a)} -> {_short(b)}" for path, a, b in _differences(old, json.loads(json.dumps(new)))
         ]

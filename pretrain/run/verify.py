@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from data_pipelines.base import UserError
 from data_pipelines.ledger import expected
 from data_pipelines.quarantine import replaced as replaced_slots
+from pretrain.checkpoint import CheckpointReader, committed, path_of
 from pretrain.run.directory import RunDirectory
 from pretrain.sources import open_sources
 
@@ -31,7 +33,7 @@ def verify(run: RunDirectory) -> Verdict:
     lines = run.ledger()
     if not lines:
         raise UserError(f"run {run.root}: nothing logged yet; there is no ledger to verify")
-    order = sources.order(recipe)
+    order = sources.order(recipe, _segments(run), lines[-1]["position"])
     replaced = replaced_slots(run.quarantine)
     total, position = 0, 0
     for line in lines:
@@ -48,3 +50,12 @@ def verify(run: RunDirectory) -> Verdict:
         f"run {run.root}: {position:,} slots in {len(lines)} steps are exactly what the order says "
         f"({epochs:.2f} epochs, {len(replaced)} replaced, {len(run.attempts())} attempts)",
     )
+
+
+def _segments(run: RunDirectory) -> list[dict[str, Any]]:
+    """How the mixture changed over the run's life, as its newest checkpoint tells."""
+    steps = committed(run.checkpoints)
+    segments: list[dict[str, Any]] = (
+        CheckpointReader(path_of(run.checkpoints, steps[-1])).state["order"] if steps else []
+    )
+    return segments

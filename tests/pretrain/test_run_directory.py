@@ -70,3 +70,10 @@ def test_damaged_run_file_is_named(run):
 def test_status_of_a_young_run(run):
     assert run.status() == "young"
     assert run.metrics() == run.ledger() == run.events() == []
+
+
+def test_data_may_move_and_be_joined_but_not_be_exchanged(run, tmp_path):
+    moved = recipe(tmp_path, data={"sources": [{"path": "elsewhere"}, {"path": "more", "weight": 2.0}]})
+    run.refuse_other(moved, {**DATA, "more": "another digest"})
+    with pytest.raises(UserError, match=r'data_digests\.train: "digest" -> null'):
+        run.refuse_other(moved, {"more": "another digest"})
