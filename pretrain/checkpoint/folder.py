@@ -1,0 +1,76 @@
+"""A run's folder of checkpoints: which there are, which are whole, which go."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from data_pipelines.base import CheckpointError
+from pretrain.checkpoint.manifest import NAME
+from pretrain.checkpoint.reader import CheckpointReader
+
+_COMMITTED = re.compile(r"step-(\d{8,})")
+_LEFT_BEHIND = re.compile(r"step-(\d{8,})\.(attempt|replaced|going)-\d+")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step stands."""
+    return folder / f"step-{step:08d}"
+
+
+def staged_path(folder: Path, step: int, attempt: int) -> Path:
+    """Where it is made; no reader takes this name for a checkpoint."""
+    return folder / f"step-{step:08d}.attempt-{attempt}"
+
+
+def committed(folder: Path) -> list[int]:
+    """Steps that have a committed checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    matches = ((path, _COMMITTED.fullmatch(path.name)) for path in folder.iterdir())
+    return sorted(int(match[1]) for path, match in matches if match and (path / NAME).is_file())
+
+
+def newest_whole(folder: Path) -> tuple[CheckpointReader | None, list[str]]:
+    """The newest checkpoint whose every file is as it was written.
+
+    Returns:
+        Its reader, None where there is none; and a line for each newer one that is damaged.
+    """
+    damaged: list[str] = []
+    for step in reversed(committed(folder)):
+        try:
+            reader = CheckpointReader(path_of(folder, step))
+            reader.verify()
+        except CheckpointError as error:
+            damaged.append(str(error))
+        else:
+            return reader, damaged
+    return None, damaged
+
+
+def retain(folder: Path, keep_last: int, keep_every: int | None, spared: Collection[int]) -> list[int]:
+    """Delete old checkpoints, and what broken saves left behind.
+
+    Args:
+        keep_last: how many of the newest stay.
+        keep_every: multiples of this step stay too.
+        spared: steps that stay for another reason, such as an export being made of them.
+
+    Returns:
+        The steps that were deleted.
+    """
+    steps = committed(folder)
+    kept = set(steps[-keep_last:]) | set(spared)
+    going = [step for step in steps if step not in kept and not (keep_every and step % keep_every == 0)]
+    for step in going:
+        # Out of the readers' sight first: a half deleted one must not be listed.
+        leaving = folder / f"step-{step:08d}.going-0"
+        shutil.rmtree(leaving, ignore_errors=True)
+        path_of(folder, step).rename(leaving)
+    for path in folder.iterdir():
+        if _LEFT_BEHIND.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    return going
