@@ -81,7 +81,8 @@ class Workers(Generic[Task, Result]):
         self._timeout_s = timeout_s
         before = set(multiprocessing.active_children())
         handler = signal.getsignal(signal.SIGCHLD)
-        self._results: Iterator[Result] | None = iter(loader)
+        with _signals_held_back():  # until a fresh worker ignores them, they would end it
+            self._results: Iterator[Result] | None = iter(loader)
         if _in_main_thread():
             # torch's handler raises wherever the process happens to be, in a collective for instance; ours only here.
             signal.signal(signal.SIGCHLD, handler)
@@ -180,6 +181,15 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, PARENTS_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _as_it_is(result: Any) -> Any:
     return result
 
@@ -187,6 +197,7 @@ def _as_it_is(result: Any) -> Any:
 def _begin_worker(_: int) -> None:
     for number in PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)
     if sys.platform == "linux":
         # A worker that hangs in a read would outlive a parent that was killed.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
