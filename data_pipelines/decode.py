@@ -22,7 +22,6 @@ _EXIF_WITHIN = 1 << 16
 
 for _plugin in ("Tiff", "WebP"):
     import_module(f"PIL.{_plugin}ImagePlugin")  # Pillow would search all its plugins for these at first use
-Image.MAX_IMAGE_PIXELS = None  # `_open` refuses bombs by `max_pixels`, in one place for all formats
 
 
 def image_field(fields: Any) -> str | None:
@@ -51,7 +50,7 @@ def decode_image(data: bytes, channels: int = 3, *, max_pixels: int = MAX_PIXELS
 
     Args:
         channels: 1 (luma) or 3 (RGB).
-        max_pixels: of larger images only the header is read.
+        max_pixels: of larger images only the header is read. Pillow refuses those beyond 2**27 in any case.
 
     Returns:
         (H, W, channels) uint8.
@@ -83,7 +82,8 @@ def image_facts(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int,
     """
     with _open(data, max_pixels) as image:
         try:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+            # Pillow gives a TIFF's size as it will be once turned.
+            turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) >= 5
         except Exception as error:
             raise SampleError(f"image damaged: {_words(error)}") from None
         width, height = reversed(image.size) if turned else image.size
@@ -125,6 +125,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header; the pixels stay encoded."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"image too large: {_words(error)}") from None
     except Exception as error:
         raise SampleError(f"no image: {_words(error)}") from None
     width, height = image.size

@@ -31,7 +31,9 @@ from data_pipelines.storage import (
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_INFLATION = 200
-"""A gzipped tar may grow by this factor beyond its first GiB."""
+"""A gzipped tar may grow by this factor ..."""
+FREE_INFLATION = 2**30
+"""... and in any case to this many bytes."""
 SNIFFED_SAMPLES = 32
 READ_BYTES = 1 << 20
 _GLOB = re.compile(r"[*?\[]")
@@ -197,7 +199,7 @@ def _unpack(archive: str, plain: Path) -> None:
 def _gunzip(archive: str) -> Iterator[bytes]:
     """Blocks of a gzip file of one or more streams, up to its end or its first damage."""
     reader = open_reader(archive)
-    limit = max(2**30, reader.size * MAX_INFLATION)
+    limit = max(FREE_INFLATION, reader.size * MAX_INFLATION)
     inflate, offset, produced = zlib.decompressobj(wbits=31), 0, 0
     pending = b""
     while True:

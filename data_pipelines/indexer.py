@@ -194,13 +194,13 @@ class _Builder:
         )
 
     def _without_remnants(self) -> list[_Sample]:
-        """All samples but those beside damage that lack a field which whole samples have."""
+        """All samples but those beside damage that may have lost a member: they lack a field that is usual here."""
         usual = Counter(sample.names for sample in self._samples if not sample.suspect).most_common(1)
         expected = set(usual[0][0]) if usual else set()
         whole = []
         for sample in self._samples:
             if sample.suspect and expected - set(sample.names):
-                self._record(Damage(sample.offsets[0], f"sample {sample.key!r} lost a member"))
+                self._record(Damage(sample.offsets[0], f"sample {sample.key!r} may have lost a member"))
             else:
                 whole.append(sample)
         return whole
