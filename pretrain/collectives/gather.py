@@ -11,6 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# the names of torch >= 2.13; older ones know the operations by the names that it deprecates
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def world_size() -> int:
     """Ranks that couple; 1 without torch.distributed."""
@@ -41,7 +45,7 @@ def gather_constant(rows: Tensor) -> Tensor:
         return rows.detach()
     rows = rows.detach().contiguous()
     everyone = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
-    dist.all_gather_into_tensor(everyone, rows)
+    _all_gather(everyone, rows)
     return everyone
 
 
@@ -53,5 +57,5 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         own = gradient.new_empty((len(gradient) // world_size(), *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        _reduce_scatter(own, gradient.contiguous())
         return own
