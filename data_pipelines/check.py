@@ -22,8 +22,8 @@ from data_pipelines.storage import Reader, exists, join, local_path, open_reader
 
 DECODED_SAMPLES = 1000
 """Images decoded unless all are asked for, spread evenly over the set."""
-SORTED_FACTOR = 2.0
-"""Neighbours of one class this many times more often than chance has it are a sign of sorted shards."""
+SORTED_AGREEMENT = 0.3
+"""Agreement of neighbours' classes beyond chance, 0 = shuffled, 1 = sorted, from which shards count as sorted."""
 MIN_NEIGHBOURS = 100
 LENGTH_CORRELATION = 0.5
 LISTED = 10
@@ -229,14 +229,15 @@ class _Scan:
         if repeated:
             self._report.add("warning", f"{repeated} keys occur more than once")
         labels = np.array(list(self._report.labels.values()), np.float64)
-        chance = float((labels**2).sum() / labels.sum() ** 2) if len(labels) > 1 else 1.0
-        if self._neighbours >= MIN_NEIGHBOURS and self._equal_neighbours > SORTED_FACTOR * chance * self._neighbours:
+        if len(labels) > 1 and self._neighbours >= MIN_NEIGHBOURS:
+            chance = float((labels**2).sum() / labels.sum() ** 2)
             share = self._equal_neighbours / self._neighbours
-            self._report.add(
-                "warning",
-                f"shards are sorted by class: {share:.0%} of neighbours are of one class, {chance:.0%} by chance; "
-                "pack them shuffled, or read them with shuffle=full",
-            )
+            if (share - chance) / (1 - chance) > SORTED_AGREEMENT:
+                self._report.add(
+                    "warning",
+                    f"shards are sorted by class: {share:.0%} of neighbours are of one class, {chance:.0%} by chance; "
+                    "pack them shuffled, or read them with data.shuffle=full",
+                )
         if self._length_correlations and np.mean(self._length_correlations) > LENGTH_CORRELATION:
             self._report.add("warning", "shards are sorted by length: neighbours are of like size")
 

@@ -147,7 +147,7 @@ class _Survey:
         )
         shown = self.left_out[:NAMES_IN_A_NOTE]
         more = len(self.left_out) - len(shown)
-        notes = [f"{len(self.left_out)} files are no readable images and were left out: {'; '.join(shown)}"]
+        notes = [f"{len(self.left_out)} files that are no readable images were left out: {'; '.join(shown)}"]
         return facts, tuple(note + (f"; and {more} more" if more else "") for note in notes if shown)
 
 

@@ -110,7 +110,7 @@ class Corpus:
         digests = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in self._all()]
         self._val = held_out(digests, config.val_fraction, config.seed)
         left_out, self._undecodable = self._undecodable, 0
-        self.notes = (f"{left_out} documents are not UTF-8 and were left out",) if left_out else ()
+        self.notes = (f"{left_out} documents that are not UTF-8 were left out",) if left_out else ()
         if not digests:
             raise UserError(f"data pack text: {files[0]}{' and others' if len(files) > 1 else ''}: no text in it")
 

@@ -1,0 +1,102 @@
+import argparse
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.base import UserError
+from data_pipelines.shards import Dataset
+from launch.data_commands import Progress, add_parser
+
+
+def thalweg(*words):
+    """Exit code of `thalweg data ...`."""
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    options = parser.parse_args(["data", *map(str, words)])
+    return options.run(options)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """30 pictures in two class folders."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        for number in range(15):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "PNG")
+            (tmp_path / "in" / label / f"{number}.png").write_bytes(file.getvalue())
+    return tmp_path / "in"
+
+
+def test_pack_check_show_and_index_go_together(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert thalweg("pack", "imagefolder", pictures, out, "samples_per_shard=10", "--val-fraction", "0.2") == 0
+    assert f"{out}/train: " in capsys.readouterr().out
+    train, val = (Dataset.open(str(out / split)) for split in ("train", "val"))
+    assert train.num_samples + val.num_samples == 30
+    assert 0 < val.num_samples < 15
+    assert train.shard_sizes[0] == 10
+
+    assert thalweg("check", out / "train", "--all") == 0
+    assert "verdict: whole" in capsys.readouterr().out
+
+    assert thalweg("show", out / "train", "--count", 9, "--out", tmp_path / "sheet.png") == 0
+    assert f"{train.key(0, 0)!r}: png" in capsys.readouterr().out
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 96, 3 * 96)
+
+    (out / "train" / "manifest.json").unlink()
+    assert thalweg("index", out / "train") == 0
+    assert Dataset.open(str(out / "train")).num_samples == train.num_samples
+
+
+def test_check_of_a_damaged_set_fails_and_fix_mends_its_index(pictures, tmp_path, capsys):
+    thalweg("pack", "imagefolder", pictures, tmp_path / "out", "val_fraction=0")
+    (tmp_path / "out" / "train" / "train-000000.tar.index").unlink()
+    assert thalweg("check", tmp_path / "out" / "train") == 1
+    assert thalweg("check", tmp_path / "out" / "train", "--fix") == 0
+    assert thalweg("check", tmp_path / "out" / "train") == 0
+    assert "fixed: index of train-000000.tar was made anew" in capsys.readouterr().out
+
+
+def test_paths_may_hold_anything_but_an_assignment(pictures, tmp_path):
+    out = tmp_path / "a b=c 'd'"
+    assert thalweg("pack", "imagefolder", pictures, out, "val_fraction=0") == 0
+    assert Dataset.open(str(out / "train")).num_samples == 30
+
+
+def test_wrong_words_are_the_users_mistake(pictures, tmp_path):
+    with pytest.raises(UserError, match="got 3 paths"):
+        thalweg("pack", "imagefolder", pictures, "b", "c")
+    with pytest.raises(UserError, match="did you mean 'shard_bytes'"):
+        thalweg("pack", "imagefolder", pictures, tmp_path / "out", "shard_byte=3")
+    with pytest.raises(UserError, match="no such file or folder"):
+        thalweg("check", tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no images among"):
+        (tmp_path / "text.txt").write_text("river\n\nvalley\n")
+        thalweg("pack", "text", tmp_path / "text.txt", tmp_path / "text", "vocabulary_size=64", "val_fraction=0")
+        thalweg("show", tmp_path / "text" / "train", "--out", tmp_path / "sheet.png")
+
+
+def test_plan_tells_steps_before_anything_runs(pictures, tmp_path, capsys):
+    thalweg("pack", "imagefolder", pictures, tmp_path / "out", "val_fraction=0")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        f"objective: {{name: mae}}\ndata: {{path: '{tmp_path}/out/train'}}\ntrain: {{global_batch: 8, epochs: 2}}\n"
+    )
+    capsys.readouterr()
+    assert thalweg("plan", recipe, "--world-size", 2) == 0
+    words = capsys.readouterr().out
+    assert "30 samples, 8 steps of 8" in words
+    assert "legal world sizes: 1, 2, 4, 8" in words
+    with pytest.raises(UserError, match="world_size=3"):
+        thalweg("plan", recipe, "--world-size", 3)
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr("launch.data_commands.PLAIN_LINE_EVERY_S", 0.0)
+    with Progress() as progress:
+        progress("pack", 5, 10)
+    assert "pack: 5 of 10, about 0 s left" in capsys.readouterr().err
