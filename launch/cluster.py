@@ -85,7 +85,7 @@ class ClusterConfig(Strict):
     """Seconds between the stop signal and the time limit: longest step + save + 60."""
     env: dict[Variable, str] = Field(default_factory=dict)
     """Environment variables of the job."""
-    evals: EvalResources = Field(default_factory=EvalResources)
+    evals: EvalResources = EvalResources()
 
     @property
     def ranks_per_node(self) -> int:

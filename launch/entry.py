@@ -129,7 +129,7 @@ class PretrainEntry(Entry):
 
     def _leave(self, place: Place, code: int) -> None:
         self.job.leave(place.start, code)
-        if place.lane != "job" and self.job.starts_again(code, place.lane):
+        if place.lane != "job" and self.job.what_next(code, place.lane).again:
             code = LOCAL_RESTART
         sys.stdout.flush()
         sys.stderr.flush()

@@ -65,8 +65,19 @@ class Job:
     def next(cls, run: Path, name: str) -> Job:
         """The first free folder of that name; not made yet."""
         jobs = run.absolute() / "logs" / "jobs"
-        number = 1 + max((_number(path) for path in jobs.glob(f"{name}-*")), default=0)
-        return cls(jobs / f"{name}-{number}")
+        taken = max((_number(path) for path in jobs.glob(f"{name}-*")), default=0)
+        return cls(jobs / f"{name}-{taken + 1}")
+
+    @property
+    def number(self) -> int:
+        """Which of its name this is, from 1."""
+        return _number(self.folder)
+
+    @property
+    def before(self) -> Job | None:
+        """The previous one of the same name."""
+        name = self.folder.name.rpartition("-")[0]
+        return Job(self.folder.with_name(f"{name}-{self.number - 1}")) if self.number > 1 else None
 
     @property
     def run(self) -> Path:
@@ -138,11 +149,13 @@ class Job:
             outcome.parent.mkdir(exist_ok=True)
             outcome.touch()
 
-    def starts_again(self, code: int, lane: str = "job") -> bool:
+    def what_next(self, code: int, lane: str = "job") -> Verdict:
         """Whether the job shall be requeued after its latest start ended with `code`."""
+        if self.stop.exists():
+            return Verdict(False, "the user stopped it")
         starts = self._starts(lane)
         outcomes = {int(path.name.split("-")[1]) for path in self.folder.glob(f"outcomes/{len(starts) - 1}-*")}
-        return not self.stop.exists() and wants_restart(code, outcomes, stalled(starts, self.newest_checkpoint()))
+        return what_next(code, outcomes, stalled(starts, self.newest_checkpoint()))
 
     def newest_checkpoint(self) -> str:
         """Name of the newest committed checkpoint, "" before the first."""
@@ -186,7 +199,15 @@ def stalled(starts: Sequence[str], newest: str) -> int:
     return count
 
 
-def wants_restart(code: int, outcomes: set[int], stalled_starts: int) -> bool:
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes: again: requeue the job; words: why, or why not."""
+
+    again: bool
+    words: str
+
+
+def what_next(code: int, outcomes: set[int], stalled_starts: int) -> Verdict:
     """Requeue everything but success and the user's mistake, while starts make progress (RELIABILITY 5).
 
     Args:
@@ -195,11 +216,15 @@ def wants_restart(code: int, outcomes: set[int], stalled_starts: int) -> bool:
             to leave gets its peers killed, and then the step's code is theirs.
         stalled_starts: starts in a row without a new checkpoint, this one included.
     """
+    saved = SAVED in outcomes or code == SAVED
+    if not saved and (USER_ERROR in outcomes or code == USER_ERROR):
+        return Verdict(False, "the recipe, a path or an option is at fault")
+    if not saved and code == DONE:
+        return Verdict(False, "done")
+    what = "saved on request" if saved else f"failed with exit code {code}"
     if stalled_starts >= MAX_STALLED_STARTS:
-        return False
-    if SAVED in outcomes:
-        return True
-    return USER_ERROR not in outcomes and code not in (DONE, USER_ERROR)
+        return Verdict(False, f"{what}, but {stalled_starts} starts in a row brought no new checkpoint")
+    return Verdict(True, what)
 
 
 def this_process() -> dict[str, Any]:
@@ -236,7 +261,7 @@ def _process_space() -> str:
 
 
 def _number(path: Path) -> int:
-    tail = path.stem.rpartition("-")[2]
+    tail = path.name.removesuffix(".json").rpartition("-")[2]
     return int(tail) if tail.isdigit() else 0
 
 
@@ -248,9 +273,9 @@ def main(argv: Sequence[str]) -> int:
         job.begin()
         return 0
     code = int(rest[0])
-    again = job.starts_again(code)
-    print(f"thalweg: ranks ended with exit code {code}; {'starting again' if again else 'staying down'}", flush=True)
-    return 0 if again else 1
+    verdict = job.what_next(code)
+    print(f"thalweg: {verdict.words}; {'starting again' if verdict.again else 'staying down'}", flush=True)
+    return 0 if verdict.again else 1
 
 
 if __name__ == "__main__":

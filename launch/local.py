@@ -17,7 +17,7 @@ from submitit.local.local import LocalExecutor
 from launch.cluster import Cluster, ClusterConfig, exports, outside_any_job, quote
 from launch.entry import Entry, PretrainEntry
 from launch.job import Job, Submission, describe_process, is_running
-from launch.snapshot import code_folder, take_snapshot
+from launch.snapshot import SAFE_PATH, code_folder, take_snapshot
 
 
 class LocalCluster(Cluster):
@@ -34,15 +34,15 @@ class LocalCluster(Cluster):
         """The command of one rank; there is no batch script here."""
         lines = [
             f"# {self.config.ranks_per_node} of this, on this machine",
-            *exports({**self.config.env, "PYTHONPATH": _first_on_path(code_folder(job.run))}),
+            *exports(self._environment(code_folder(job.run))),
             f"{quote(sys.executable)} -u -m submitit.core._submit {quote(str(job.folder))}",
         ]
         return "\n".join(lines)
 
     def submit(self, job: Job, entry: Entry) -> Submission:
         """Start submitit's controller, and a watcher beside it where the recipe has evals."""
-        variables = {**self.config.env, "PYTHONPATH": _first_on_path(take_snapshot(job.run))}
-        with outside_any_job(), environment_variables(**variables), _output_to(job.folder / "controller.log"):
+        environment = self._environment(take_snapshot(job.run))
+        with outside_any_job(), environment_variables(**environment), _output_to(job.folder / "controller.log"):
             executor = LocalExecutor(job.folder)
             executor.update_parameters(
                 tasks_per_node=self.config.ranks_per_node,
@@ -70,6 +70,11 @@ class LocalCluster(Cluster):
         if LocalCluster.is_alive(submission):
             with suppress(ProcessLookupError):
                 os.kill(int(submission.job_id), signal.SIGTERM)
+
+    def _environment(self, code: Path) -> dict[str, str]:
+        own = self.config.env
+        path = [str(code), *filter(None, [own.get("PYTHONPATH", os.environ.get("PYTHONPATH"))])]
+        return {**own, **SAFE_PATH, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class DebugCluster(Cluster):
@@ -117,10 +122,6 @@ def _start_watcher(job: Job) -> None:
             stderr=log,
             start_new_session=True,
         )
-
-
-def _first_on_path(folder: Path) -> str:
-    return os.pathsep.join(part for part in (str(folder), os.environ.get("PYTHONPATH")) if part)
 
 
 @contextmanager

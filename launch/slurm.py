@@ -18,7 +18,7 @@ from data_pipelines.base import UserError
 from launch.cluster import Cluster, ClusterConfig, OneLine, exports, outside_any_job, python_command, quote
 from launch.entry import Entry, PretrainEntry
 from launch.job import Job, Submission
-from launch.snapshot import code_folder, take_snapshot
+from launch.snapshot import SAFE_PATH, code_folder, take_snapshot
 
 ANSWER_S = 30.0
 """Seconds that SLURM's commands may take."""
@@ -138,7 +138,7 @@ class SlurmCluster(Cluster):
     def _before_srun(self, job: Job, entry: Entry) -> list[str]:
         lines = [
             *self.config.setup,
-            *exports(self.config.env),
+            *exports({**self.config.env, **SAFE_PATH}),
             f"export PYTHONPATH={quote(str(code_folder(job.run)))}${{PYTHONPATH:+:$PYTHONPATH}}",
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # srun stopped inheriting it with 22.05
         ]
@@ -153,7 +153,7 @@ class SlurmCluster(Cluster):
             return []
         lines = ["code=$?"]
         if self._watches(entry):
-            lines += ['kill "$watcher" && wait "$watcher"']
+            lines += ['kill "$watcher" 2>/dev/null && wait "$watcher"']
         lines += [
             f'if {self._python} -m launch.job end "$job" "$code"; then',
             '  scontrol requeue "$SLURM_JOB_ID" && sleep 120  # SLURM ends this shell meanwhile',

@@ -13,6 +13,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""`python -m` would look into the working folder first, and find the checkout instead of the copy."""
+
 PACKAGES = ("data_pipelines", "pretrain", "evals", "launch")
 
 

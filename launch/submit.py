@@ -159,7 +159,7 @@ def wait(submission: Submission, timeout_s: float, poll_s: float = 0.5) -> None:
 
 def _fitted(recipe: str, overrides: Sequence[str], cluster: Cluster, nodes: int | None) -> tuple[Cluster, Recipe]:
     """The cluster with its number of nodes, and the resolved recipe; refuses what could only fail after the queue."""
-    from data_pipelines.order import check_batch, default_lanes
+    from data_pipelines.steps import check_batch, default_lanes
     from pretrain.config import load_recipe
 
     if nodes is not None:

@@ -50,6 +50,15 @@ class Tally:
         return f"evals: {self.done} done, {self.open} open, {self.waiting} waiting, {len(self.failed)} failed"
 
 
+@dataclass(frozen=True)
+class Missing:
+    """An eval to submit, in the folder that was free when it was found missing: one watcher can claim it."""
+
+    spec: EvalSpec
+    checkpoint: Path
+    job: Job
+
+
 class Watcher:
     """Looks at a run again and again."""
 
@@ -61,25 +70,28 @@ class Watcher:
     def look(self) -> Tally:
         """Submit what is missing and may be submitted."""
         tally = Tally()
-        missing: list[tuple[EvalSpec, Path]] = []
+        missing: list[Missing] = []
         specs = self.run.recipe().evals if self.run.exists() else ()
         for checkpoint in kept_checkpoints(self.run.checkpoints) if specs else ():
             for spec in specs:
                 self._sort(spec, checkpoint, tally, missing)
         limit = self.cluster.config.evals.at_once
         room = len(missing) if limit is None else max(0, limit - tally.open)
-        for spec, checkpoint in missing[:room]:
-            self._submit(spec, checkpoint, tally)
+        for wanted in missing[:room]:
+            self._submit(wanted, tally)
         tally.waiting = len(missing[room:])
         return tally
 
-    def _sort(self, spec: EvalSpec, checkpoint: Path, tally: Tally, missing: list[tuple[EvalSpec, Path]]) -> None:
-        name = eval_job_name(spec.name, checkpoint, overrides_of(spec))
-        tries = sorted((self.run.root / "logs" / "jobs").glob(f"{name}-*"))
-        if not tries:
-            missing.append((spec, checkpoint))
+    def over(self, job: Job | None) -> bool:
+        """Whether no further checkpoint will come: the run is at its end, or its job has gone without it."""
+        return (self.run.exists() and self.run.finished()) or (job is not None and self._is_gone(job))
+
+    def _sort(self, spec: EvalSpec, checkpoint: Path, tally: Tally, missing: list[Missing]) -> None:
+        free = Job.next(self.run.root, eval_job_name(spec.name, checkpoint, overrides_of(spec)))
+        job, tries = free.before, free.number - 1
+        if job is None:
+            missing.append(Missing(spec, checkpoint, free))
             return
-        job = Job(tries[-1])
         gone = self._is_gone(job)  # before the outcome: a job leaves its outcome before it goes
         outcome = job.finished()
         if outcome is not None and outcome["exit_code"] == 0:
@@ -88,17 +100,16 @@ class Watcher:
             tally.failed.append(f"{spec.name} on {checkpoint.name}: {outcome['message']}")
         elif not gone:
             tally.open += 1
-        elif len(tries) < MAX_TRIES:
-            missing.append((spec, checkpoint))
+        elif tries < MAX_TRIES:
+            missing.append(Missing(spec, checkpoint, free))
         else:
-            tally.failed.append(f"{spec.name} on {checkpoint.name}: its job died {len(tries)} times, see {job.folder}")
+            tally.failed.append(f"{spec.name} on {checkpoint.name}: its job died {tries} times, see {job.folder}")
 
-    def _submit(self, spec: EvalSpec, checkpoint: Path, tally: Tally) -> None:
-        overrides = overrides_of(spec)
-        job = Job.next(self.run.root, eval_job_name(spec.name, checkpoint, overrides))
+    def _submit(self, wanted: Missing, tally: Tally) -> None:
+        spec, checkpoint, job = wanted.spec, wanted.checkpoint, wanted.job
         tally.open += 1
         try:
-            submission = claim_and_submit(job, spec.name, checkpoint, overrides, self.cluster)
+            submission = claim_and_submit(job, spec.name, checkpoint, overrides_of(spec), self.cluster)
         except ThalwegError as error:
             job.finish(1, str(error))
             say(f"{spec.name} on {checkpoint.name} could not be submitted: {error}")
@@ -132,7 +143,7 @@ def watch(
     watcher, stop = Watcher(run, cluster), stop or threading.Event()
     told = ""
     while True:
-        over = watcher.run.finished() or (job is not None and _has_ended(job))  # before the look, not to miss the last
+        over = watcher.over(job)  # before the look, not to miss the last checkpoint
         tally = watcher.look()
         told = _tell(tally, told)
         if once or stop.is_set() or (over and not tally.open and not tally.waiting):
@@ -166,11 +177,6 @@ def _tell(tally: Tally, told: str) -> str:
     if text != told:
         say(text)
     return text
-
-
-def _has_ended(job: Job) -> bool:
-    submission = job.submission()
-    return submission is not None and not cluster_class(submission.kind).is_alive(submission)
 
 
 def main(argv: Sequence[str]) -> int:
