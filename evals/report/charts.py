@@ -149,7 +149,9 @@ class _Frame:
         self.first, self.last = float(first), float(max(last, first + 1))
         values = np.concatenate([_extent(line) for line in chart.lines] + [np.array([v for _, v in chart.levels])])
         self.air = 0.12 if chart.levels else 0.06  # names of levels want room below the lowest
-        self.log = bool(chart.log and len(values) and values.min() > 0 and values.max() > 30 * values.min())
+        self.log = bool(
+            chart.log and not chart.from_zero and len(values) and values.min() > 0 and values.max() > 30 * values.min()
+        )
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
         self.low, self.high = self._padded(min(low, 0.0) if chart.from_zero else low, high, chart.from_zero)
 

@@ -18,8 +18,8 @@ from evals.report.validation import Features, newest_features
 
 NEIGHBOURS = 8
 QUERIES = 8
-MAP_SAMPLES = 1500
-"""Of the map; t-SNE takes about four seconds for so many on one core."""
+MAP_SAMPLES = 1000
+"""Of the map; t-SNE takes about three seconds for so many on one core."""
 
 
 @dataclass(frozen=True)

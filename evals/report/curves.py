@@ -59,6 +59,9 @@ COLLAPSE = (
 PLAIN = {"attempt", "step", "time", "embedding_dimensions", "replaced", "skipped"}
 """Numbers of a metrics line that are no curves."""
 
+VALIDATION = "validation_"
+"""Before the name of a metric that was measured over the validation set."""
+
 MOST_OWN_CURVES = 12
 
 
@@ -69,10 +72,16 @@ def charts(runs: Sequence[RunRecord], curves: Sequence[Curve]) -> list[Chart]:
 
 
 def own_curves(runs: Sequence[RunRecord]) -> list[Curve]:
-    """The logs of the objectives themselves: all metrics that no other picture shows."""
+    """The logs of the objectives themselves: all metrics that no other picture shows, with their validation twins."""
     shown = PLAIN | {key for curve in (*PROGRESS, *COLLAPSE) for key, _ in curve.series}
-    keys = sorted({key for run in runs for line in run.metrics for key in line} - shown)
-    return [Curve(key.replace("_", " ").capitalize(), ((key, ""),)) for key in keys][:MOST_OWN_CURVES]
+    keys = {key for run in runs for line in run.metrics for key in line} - shown
+    names = sorted({key.removeprefix(VALIDATION) for key in keys})
+    return [_own_curve(name, f"{VALIDATION}{name}" in keys) for name in names][:MOST_OWN_CURVES]
+
+
+def _own_curve(name: str, validated: bool) -> Curve:
+    twins = ((name, "training"), (f"{VALIDATION}{name}", "validation"))
+    return Curve(name.replace("_", " ").capitalize(), twins if validated else ((name, ""),))
 
 
 def _chart(runs: Sequence[RunRecord], curve: Curve) -> Chart:
@@ -101,6 +110,6 @@ def _lines(run: RunRecord, curve: Curve, index: int, several: bool) -> list[Line
         name = " ".join(part for part in (run.name if several else "", label) if part)
         color, dash = (index, number) if several else (number, 0)
         # Validation and probes are few and exact; only what is measured on one batch is smoothed.
-        noisy = curve.noisy and not key.startswith("validation")
+        noisy = curve.noisy and not key.startswith(VALIDATION)
         lines.append(Line(name, points, color, dash, noisy))
     return lines

@@ -48,7 +48,7 @@ def encode(image: Image.Image, alt: str = "") -> Picture:
     if max(image.size) > MAX_SIDE:
         image = image.copy()
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-    data, kind = _bytes(image, "png", optimize=True), "png"
+    data, kind = _bytes(image, "png"), "png"
     if len(data) > PNG_BYTES:
         data, kind = _bytes(image.convert("RGB"), "jpeg", quality=85), "jpeg"
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *image.size, alt)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from evals.report.record import RunRecord, is_number
+from data_pipelines.base import ThalwegError
+from evals.report.record import Judgement, RunRecord, is_number
 from evals.report.ticks import compact, grouped
 
 SECRET = re.compile(r"passw|secret|credential|api_?key|access_?key|auth_?token|private_?key", re.IGNORECASE)
@@ -68,18 +70,26 @@ def config_text(run: RunRecord) -> str:
 
 
 def commands(run: RunRecord) -> str:
-    """Shell lines that repeat the run and its evals."""
-    lines = [f"thalweg pretrain {shlex.quote(f'{run.address}/config.yaml')}"]
-    for one in {(one.eval_name, one.digest): one for one in run.judgements}.values():
-        overrides = " ".join(
-            shlex.quote(f"{key}={value}")
-            for key, value in sorted(one.config.items())
-            if isinstance(value, str | int | float)
-        )
-        checkpoint = shlex.quote(f"{run.address}/checkpoints/step-{one.step:08d}")
-        lines.append(f"thalweg eval {shlex.quote(one.eval_name)} {checkpoint} {overrides}".rstrip())
-    lines.append(f"thalweg runs verify {shlex.quote(run.address)}")
-    return "\n".join(lines)
+    """Shell lines that repeat the run, the evals of its newest judged checkpoint, and the proof of its ledger."""
+    newest = {one.kind: one for one in sorted(run.judgements, key=lambda one: one.step)}
+    lines = [["thalweg", "pretrain", f"{run.address}/config.yaml"]]
+    for one in newest.values():
+        checkpoint = f"{run.address}/checkpoints/step-{one.step:08d}"
+        lines.append(["thalweg", "eval", one.eval_name, checkpoint, *_overrides(one)])
+    lines.append(["thalweg", "runs", "verify", run.address])
+    return "\n".join(shlex.join(words) for words in lines)
+
+
+def _overrides(one: Judgement) -> list[str]:
+    """What was asked of an eval beyond its defaults; the run names its own data."""
+    from evals.protocol import eval_module
+
+    try:
+        defaults = eval_module(one.eval_name).Config().model_dump(mode="json")
+    except (ThalwegError, ValueError):
+        defaults = {}
+    asked = {key: value for key, value in one.config.items() if key != "data" and defaults.get(key) != value}
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in asked.items()]
 
 
 def _data_names(run: RunRecord) -> str:

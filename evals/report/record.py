@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import yaml
 
+from data_pipelines.base import UserError
 from data_pipelines.quarantine import replaced
 from pretrain.run.attempt import is_alive
 from pretrain.run.directory import RunDirectory
@@ -96,9 +97,16 @@ class RunRecord:
         """The run at, or around, `path`.
 
         Raises:
-            UserError: there is no run, or its run.json is damaged.
+            UserError: there is no run, or its files are not what a run writes.
         """
         directory = RunDirectory.open(path)
+        try:
+            return cls._of(directory)
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            raise UserError(f"run {directory.root}: its files are not what a run writes ({error})") from None
+
+    @classmethod
+    def _of(cls, directory: RunDirectory) -> RunRecord:
         attempts = directory.attempts()
         config_text = _text(directory.root / "config.yaml")
         return cls(
@@ -187,7 +195,7 @@ class RunRecord:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value read from JSON is a finite number (True and False are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_measured(value: Any) -> bool:

@@ -19,7 +19,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside [low, high], with their 2- and 5-folds where there are fewer than three.
+    """Powers of ten inside [low, high], with their 2- and 5-folds while those are not too many.
 
     Args:
         low: > 0.
@@ -27,10 +27,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     """
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     decades = [10.0**exponent for exponent in exponents if low <= 10.0**exponent <= high]
-    if len(decades) >= 3:
-        return decades[:: math.ceil(len(decades) / 5)]
     finer = [factor * 10.0**exponent for exponent in exponents for factor in (1, 2, 5)]
-    return [value for value in finer if low <= value <= high]
+    finer = [value for value in finer if low <= value <= high]
+    return finer if len(finer) <= 6 else decades[:: math.ceil(len(decades) / 5)]
 
 
 def common_exponent(ticks: Sequence[float]) -> int:

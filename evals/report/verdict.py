@@ -91,6 +91,8 @@ def _how_it_ended(run: RunRecord) -> str:
 
 def lasting_alarms(run: RunRecord) -> frozenset[str]:
     """Kinds of alarms whose condition still holds at the newest metrics: the monitors hear the run once more."""
+    if not run.metrics:
+        return frozenset()
     from pretrain.monitors import Alarms
 
     try:
@@ -98,14 +100,15 @@ def lasting_alarms(run: RunRecord) -> frozenset[str]:
     except ValidationError:
         monitor = Monitor()
     alarms = Alarms(monitor)
-    figures: dict[str, float] = {}
+    lasting: frozenset[str] = frozenset()
     for line in run.metrics:
-        if "loss" in line:
-            # Some figures are measured at some lines only; until measured again they hold.
-            figures |= {key: value for key, value in line.items() if is_number(value)}
+        figures = {key: value for key, value in line.items() if is_number(value)}
+        if "loss" in figures:
             alarms.hear(figures)
+            # The rank is measured at some lines only; until it is measured again, a collapse holds.
+            lasting = alarms.raised | (lasting & {"collapse"} if "effective_rank" not in figures else frozenset())
     losses = run.curve("loss")
-    return alarms.raised | ({"no finite loss"} if len(losses) and math.isnan(losses[-1, 1]) else set())
+    return lasting | ({"no finite loss"} if len(losses) and math.isnan(losses[-1, 1]) else set())
 
 
 def _with_troubles(run: RunRecord, lasting: frozenset[str]) -> str:

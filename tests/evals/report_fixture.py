@@ -133,7 +133,7 @@ def _metrics(writer: LineWriter, steps: range, objective: str, rng: np.random.Ge
             line["alignment"] = 0.62 * np.exp(-3 * done) + 0.25 + 0.01 * noise[7]
             line["positive_energy"] = 0.55 * np.exp(-4 * done) + 0.12 + 0.01 * noise[7]
             line["contrastive_energy"] = 0.62 + 0.4 * (1 - np.exp(-4 * done)) + 0.01 * noise[6]
-            line["top1_in_batch"] = 1 - 0.95 * np.exp(-4 * done) + 0.01 * noise[7]
+            line["contrast_accuracy"] = 1 - 0.95 * np.exp(-4 * done) + 0.01 * noise[7]
         if step % 100 == 0:
             line |= {"validation_loss": loss * 1.02, "knn": 0.88 + 0.07 * done, "probe": 0.86 + 0.09 * done}
         writer.write({"step": step, "time": BEGAN + step / 5, **{key: float(value) for key, value in line.items()}})
