@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -93,7 +94,13 @@ def synthetic_stream(name: str, num_samples: int, num_shards: int, lanes: int) -
 
 
 def plan(
-    order: Order, *, global_batch: int, accumulation: int, world_size: int, epochs: float, sample_bytes: float
+    order: Order,
+    *,
+    global_batch: int,
+    accumulation: int,
+    world_size: int,
+    epochs: float | Fraction,
+    sample_bytes: float,
 ) -> Plan:
     """Work out a run's data side from shard sizes alone.
 

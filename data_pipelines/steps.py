@@ -79,7 +79,7 @@ def micro_positions(
     return np.arange(first + (rank - first) % world_size, first + size, world_size, dtype=np.int64)
 
 
-def steps_of(epochs: float, num_samples: int, global_batch: int) -> int:
+def steps_of(epochs: float | Fraction, num_samples: int, global_batch: int) -> int:
     """Steps that read every sample `epochs` times: ceil(E * N / B), no partial batch.
 
     >>> steps_of(0.1, 1000, 10)  # 0.1 as written, not the binary fraction above it

@@ -203,6 +203,16 @@ class TestRanksAndRestarts:
             tracemalloc.stop()
         assert peaks[1] < 1.5 * peaks[0]
 
+    def test_a_long_run_keeps_no_tables_of_epochs_gone_by(self):
+        order = Order(0, [Stream("a", np.full(1000, 2), 4)], 4)
+        tracemalloc.start()
+        sizes = []
+        for epoch in range(60):
+            order.slots(np.arange(epoch * 2000, epoch * 2000 + 4))
+            sizes.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert sizes[-1] < 2 * sizes[5]
+
 
 class TestSegments:
     @given(changing_orders())

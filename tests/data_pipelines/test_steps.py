@@ -1,4 +1,5 @@
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -91,4 +92,5 @@ def test_steps_read_every_sample_and_not_a_batch_more():
     assert steps_of(2, 96, 32) == 6
     assert steps_of(1.5, 10, 4) == 4
     assert steps_of(0.1, 1000, 10) == 10  # the float 0.1 lies above 1/10
+    assert all(steps_of(Fraction(steps * 32, 49), 49, 32) == steps for steps in range(1, 99))
     assert steps_of(800, 10**10, 4096) == 1_953_125_000
