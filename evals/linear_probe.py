@@ -1,7 +1,7 @@
 """Linear probe on frozen features, at several label budgets.
 
 Multinomial logistic regression on standardised features. Its L2 penalty, and which kind of features to read, are
-chosen by cross-entropy on held-out training data, in the same way for the encoder and for each control.
+chosen by accuracy on held-out training data, in the same way for the encoder and for each control.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def draws_of(labels: Tensor, config: Config) -> dict[str, list[Tensor]]:
 
 def _summary(by_kind: dict[str, list[Probe]], budget: str) -> dict[str, float]:
     """The kind that predicts held-out training labels best speaks for all."""
-    best = min(by_kind.values(), key=lambda probes: fmean(probe.held_out_loss for probe in probes))
+    best = max(by_kind.values(), key=lambda probes: fmean(probe.held_out_accuracy for probe in probes))
     metrics = {f"top1@{budget}": fmean(probe.accuracy for probe in best)}
     if len(best) > 1:
         metrics[f"top1_std@{budget}"] = pstdev(probe.accuracy for probe in best)
