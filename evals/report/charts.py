@@ -23,6 +23,9 @@ MAX_POINTS = 300
 SMOOTH_FROM = 60
 """Noisy lines with at least so many points are drawn faint under their running median."""
 
+DOTTED_UP_TO = 15
+"""Exact lines of so few points show each of them."""
+
 COLORS = 10
 """Classes c0 to c9 of the style sheet."""
 
@@ -234,7 +237,7 @@ def _line(frame: _Frame, line: Line) -> Iterable[Markup]:
     )
     if smooth:
         yield Markup('<path class="line {}" d="{}"/>').format(line.style, _path(frame, running_median(line.points)))
-    elif len(points) <= 40 and not line.noisy:
+    elif len(points) <= DOTTED_UP_TO and not line.noisy:
         steps, values = _finite(points)
         dots = "".join(f"M{_number(x)} {_number(y)}h0" for x, y in zip(frame.x(steps), frame.y(values), strict=True))
         yield Markup('<path class="dots {}" d="{}"/>').format(line.style, dots)

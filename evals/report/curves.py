@@ -45,7 +45,6 @@ COLLAPSE = (
     Curve(
         "Energies",
         (("positive_energy", "positive"), ("contrastive_energy", "contrastive")),
-        "their margin is shaded",
         band=True,
     ),
     Curve("Uniformity and alignment", (("uniformity", "uniformity"), ("alignment", "alignment")), "lower is better"),
@@ -80,8 +79,9 @@ def own_curves(runs: Sequence[RunRecord]) -> list[Curve]:
 
 
 def _own_curve(name: str, validated: bool) -> Curve:
+    title = name.replace("_", " ").capitalize().replace("mse", "MSE")
     twins = ((name, "training"), (f"{VALIDATION}{name}", "validation"))
-    return Curve(name.replace("_", " ").capitalize(), twins if validated else ((name, ""),))
+    return Curve(title, twins if validated else ((name, ""),))
 
 
 def _chart(runs: Sequence[RunRecord], curve: Curve) -> Chart:

@@ -17,6 +17,8 @@ SECRET_LINE = re.compile(rf"^(\s*[\w.-]*(?:{SECRET.pattern})[\w.-]*\s*:\s*)(\S.*
 URL_PASSWORD = re.compile(r"(\w://[^/\s:@]+:)[^/\s@]+@")
 HIDDEN = "(hidden)"
 
+COUNTS = {"parameters": "Parameters", "flops_per_sample": "FLOPs per sample", "samples": "Samples"}
+
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:
     """The run at a glance, label and value; equal labels for every run."""
@@ -53,10 +55,12 @@ def provenance(run: RunRecord) -> list[tuple[str, str]]:
         (f"Data, {name}", f"{digest}{f' · {_hidden(str(paths[name]))}' if name in paths else ''}")
         for name, digest in _mapping(run.info.get("data")).items()
     ]
-    rows += [(f"Data, {_spoken(key)}", str(value)) for key, value in _mapping(run.info.get("facts")).items() if value]
     rows += [
-        (_spoken(key).capitalize(), _exact(run.info.get(key))) for key in ("parameters", "flops_per_sample", "samples")
+        (f"Data, {key.replace('_', ' ')}", str(value))
+        for key, value in _mapping(run.info.get("facts")).items()
+        if value
     ]
+    rows += [(label, _exact(run.info.get(key))) for key, label in COUNTS.items()]
     rows += [
         (f"Environment, {key}", HIDDEN if SECRET.search(str(key)) else _hidden(str(value)))
         for key, value in _mapping(run.info.get("environment")).items()
@@ -105,10 +109,6 @@ def _latest(run: RunRecord, key: str) -> str:
 
 def _exact(value: Any) -> str:
     return grouped(value) if is_number(value) else "–"
-
-
-def _spoken(key: str) -> str:
-    return key.replace("_", " ").replace("flops", "FLOPs")
 
 
 def _hidden(text: str) -> str:

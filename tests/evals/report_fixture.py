@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.pack.arrays import write_image_arrays
+from data_pipelines.pack.writer import PackConfig, no_progress
 from evals.protocol import Result
 from pretrain.config import Recipe
 from pretrain.run.directory import RunDirectory
@@ -19,6 +21,7 @@ BEGAN = 1_780_000_000.0
 STEPS = 600
 BATCH = 256
 SAMPLES = 4000
+CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def write_run(
@@ -31,11 +34,16 @@ def write_run(
     evals: bool = True,
     summary: str = "A small masked autoencoder on digits",
     info: Mapping[str, Any] | None = None,
+    data: str = "data/mnist",
 ) -> Path:
-    """A run of 600 steps, killed at step 260 and resumed from its checkpoint at 200."""
+    """A run of 600 steps, killed at step 260 and resumed from its checkpoint at 200.
+
+    Args:
+        data: folder of the packed sets; see `write_data` for one that is there.
+    """
     rng = np.random.default_rng(seed)
     run = RunDirectory(folder / name)
-    run.create(_recipe(name, objective, summary, folder), {**_info(), **(info or {})})
+    run.create(_recipe(name, objective, summary, folder, data), {**_info(), **(info or {})})
     _attempts(run, finished)
     until = STEPS if finished else 430
     with LineWriter(run.root / "metrics.jsonl", attempt=1) as first:
@@ -48,8 +56,8 @@ def write_run(
         bad = {"g": 31_232, "key": "0004711", "shard": "train-000002.tar", "reason": "cannot identify image file"}
         quarantine.write({**bad, "served": [0, 2, 12]})
     if evals:
-        _evals(run, objective)
-        _sketches(run, objective, rng)
+        _evals(run, objective, data, until)
+        _sketches(run, objective, rng, until)
     return run.root
 
 
@@ -60,14 +68,41 @@ def write_young_run(folder: Path, name: str = "young") -> Path:
     return run.root
 
 
-def _recipe(name: str, objective: str, summary: str, folder: Path) -> Recipe:
+def write_data(folder: Path, count: int = 120) -> str:
+    """Packed digits, half of them for validation; what `write_run` takes as `data`."""
+    rows = [(f"{row:04d}", image, int(label)) for row, (image, label) in enumerate(zip(*digits(count), strict=True))]
+    write_image_arrays(
+        folder,
+        {"train": rows[: count // 2], "val": rows[count // 2 :]},
+        PackConfig(samples_per_shard=16),
+        name="digits",
+        source="scikit-learn",
+        classes=CLASSES,
+        progress=no_progress,
+    )
+    return str(folder)
+
+
+def write_export(root: Path, step: int = 600) -> Path:
+    """An encoder as an export holds it, never trained."""
+    from transformers import ViTConfig, ViTModel
+
+    folder = RunDirectory(root).exports / f"step-{step:08d}"
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=28, patch_size=7, num_channels=1, **small)).save_pretrained(folder)
+    preprocessor = {"image_size": 28, "channels": 1, "mean": [0.5], "std": [0.5]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+def _recipe(name: str, objective: str, summary: str, folder: Path, data: str = "data/mnist") -> Recipe:
     return Recipe.model_validate(
         {
             "name": name,
             "summary": summary,
             "ran_here": True,
             "objective": {"name": objective, "encoder": {"architecture": "vit", "width": 96, "depth": 4}},
-            "data": {"path": "data/mnist/train", "validation": "data/mnist/val", "num_lanes": 256},
+            "data": {"path": f"{data}/train", "validation": f"{data}/val", "num_lanes": 256},
             "train": {"global_batch": BATCH, "steps": STEPS},
             "optim": {"base_lr": 1e-3, "warmup": 0.1},
             "evals": [{"name": "linear_probe"}, {"name": "knn"}],
@@ -171,11 +206,11 @@ def _event(writer: LineWriter, step: int, kind: str, words: str) -> None:
     writer.write({"step": step, "time": BEGAN + step / 5, "kind": kind, "words": words})
 
 
-def _evals(run: RunDirectory, objective: str) -> None:
+def _evals(run: RunDirectory, objective: str, data: str, until: int) -> None:
     probe_raw = {"top1@10": 0.745, "top1_std@10": 0.008, "top1@100": 0.881, "top1_std@100": 0.003, "top1@all": 0.896}
     probe_init = {"top1@10": 0.773, "top1_std@10": 0.007, "top1@100": 0.888, "top1_std@100": 0.004, "top1@all": 0.910}
     top = [0.801, 0.919, 0.934] if objective == "mae" else [0.937, 0.961, 0.958]
-    for step in (200, 400, 600):
+    for step in range(200, until + 1, 200):
         grown = 1 - np.exp(-step / 180)
         values = [0.97 * probe_raw[f"top1@{budget}"] for budget in ("10", "100", "all")]
         values = [low + (high - low) * grown for low, high in zip(values, top, strict=True)]
@@ -188,7 +223,7 @@ def _evals(run: RunDirectory, objective: str) -> None:
         }
         kinds = {f"cls.{name}": value - 0.02 for name, value in probe.items() if "std" not in name}
         settings = {"budgets": [10, 100], "repeats": 5, "l2_grid": [10.0, 3.16, 1.0, 0.316, 0.1, 1e-5]}
-        _result(run, step, "linear_probe", probe | kinds, {"raw": probe_raw, "random_init": probe_init}, settings)
+        _result(run, step, "linear_probe", probe | kinds, {"raw": probe_raw, "random_init": probe_init}, settings, data)
         knn = {
             "top1@k1": 0.93,
             "weighted@k1": 0.93,
@@ -197,7 +232,7 @@ def _evals(run: RunDirectory, objective: str) -> None:
         }
         raw = {"top1@k1": 0.899, "weighted@k1": 0.899, "top1@k10": 0.893, "weighted@k10": 0.901}
         controls = {"raw": raw, "random_init": {name: value + 0.003 for name, value in raw.items()}}
-        _result(run, step, "knn", knn, controls, {"k": [1, 10], "temperature": 0.07})
+        _result(run, step, "knn", knn, controls, {"k": [1, 10], "temperature": 0.07}, data)
 
 
 def _result(
@@ -207,8 +242,9 @@ def _result(
     metrics: Mapping[str, float],
     controls: dict[str, dict[str, float]],
     settings: Mapping[str, Any],
+    data: str,
 ) -> None:
-    data = {"train": ("mnist", 4000), "test": ("mnist-val", 1000)}
+    sets = {"train": ("mnist", "train", 4000), "test": ("mnist-val", "val", 1000)}
     result = Result(
         name=name,
         protocol=f"{name}/1",
@@ -217,10 +253,10 @@ def _result(
         metrics=dict(metrics),
         controls=controls,
         pictures={},
-        config={"data": {"train": "data/mnist/train", "test": "data/mnist/val"}, **settings},
+        config={"data": {"train": f"{data}/train", "test": f"{data}/val"}, **settings},
         data={
-            role: {"name": of, "path": f"data/mnist/{role}", "digest": f"{samples:032x}", "samples": samples}
-            for role, (of, samples) in data.items()
+            role: {"name": of, "path": f"{data}/{folder}", "digest": f"{samples:032x}", "samples": samples}
+            for role, (of, folder, samples) in sets.items()
         },
         checkpoint=f"{step:032x}",
         code="0.1.0",
@@ -242,9 +278,9 @@ def digits(count: int, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(large), packaged.target[:count].astype(np.int64)
 
 
-def _sketches(run: RunDirectory, objective: str, rng: np.random.Generator) -> None:
+def _sketches(run: RunDirectory, objective: str, rng: np.random.Generator, until: int) -> None:
     images, _ = digits(8)
-    for step in (100, 200, 300, 400, 500, 600):
+    for step in range(100, until + 1, 100):
         rows = (
             [images, *_masked_and_painted(images, step, rng)]
             if objective == "mae"
