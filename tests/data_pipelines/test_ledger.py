@@ -98,3 +98,13 @@ def test_4096_ranks_of_full_limbs_do_not_round():
     for _ in range(4096):
         limbs += to_limbs(full)
     assert from_limbs(limbs) == full * 4096 % 2**128
+
+
+def test_the_hash_of_a_slot_never_changes():
+    upper, lower = slot_hash(5, 7, 9)
+    assert (int(upper), int(lower)) == (0x4DDCC4BCDF2DB807, 0x4FC0D622F0361C3A)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_each_half_depends_on_slot_key_and_bytes(half):
+    assert len({int(slot_hash(*words)[half]) for words in [(5, 7, 9), (6, 7, 9), (5, 8, 9), (5, 7, 8)]}) == 4

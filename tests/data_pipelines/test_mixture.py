@@ -32,6 +32,7 @@ def test_the_largest_remainders_get_the_lanes_that_are_left():
 
 def test_the_first_wins_a_tie_however_floats_round():
     assert allot_lanes([0.1, 0.1, 0.1], 4) == [2, 1, 1]
+    assert allot_lanes([0.3, 0.1, 0.2], 9) == [5, 1, 3]  # quotas 4.5, 1.5, 3
 
 
 def test_only_ratios_matter():

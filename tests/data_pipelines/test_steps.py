@@ -72,9 +72,8 @@ def test_the_nearest_legal_values_are_named(chosen, message):
 
 @given(st.integers(1, 10), st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 5]), st.integers(0, 10**13))
 @settings(max_examples=100, deadline=None)
-def test_ranks_take_a_micro_step_apart_into_equal_shares(rows, world_size, accumulation, steps):
+def test_ranks_take_a_micro_step_apart_into_equal_shares(rows, world_size, accumulation, start):
     batch = rows * world_size * accumulation
-    start = steps * batch
     for micro in range(accumulation):
         shares = [micro_positions(start, batch, accumulation, micro, rank, world_size) for rank in range(world_size)]
         assert {len(share) for share in shares} == {rows}
