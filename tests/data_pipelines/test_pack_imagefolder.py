@@ -18,7 +18,7 @@ from data_pipelines.pack import pack, writer
 from data_pipelines.pack.imagefolder import key_of
 from data_pipelines.shards import Dataset
 
-NAMES = ["plain", "two words", 'quote\'d "so"', "Ünïcode 雪", "dots.in.name", "new\nline", "100%", "-rf"]
+NAMES = ["plain", "two words", 'quote\'d "so"', "Ünïcode 雪", "dots.in.name", "new\nline", "100%", "-rf", "long" * 45]
 
 
 def image(seed, size=(12, 8)):

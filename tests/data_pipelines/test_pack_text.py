@@ -45,7 +45,7 @@ def documents_in(dataset, tokenizer, special):
     open_document, found = [], []
     for tokens, segments in rows(dataset):
         assert tokens.shape == segments.shape == (16,)
-        assert tokens[0] == special["cls"]
+        assert (tokens[0], segments[0]) == (special["cls"], 1)
         assert ((segments == 0) == (tokens == special["pad"])).all()
         assert set(np.diff(segments[segments > 0]).tolist()) <= {0, 1}
         for token in tokens[1:]:
