@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sys
@@ -162,9 +163,19 @@ class Job:
         names = [path.parent.name for path in self.run.glob("checkpoints/step-*/MANIFEST.json")]
         return max((name for name in names if name.removeprefix("step-").isdigit()), default="")
 
+    def spare(self, checkpoint: Path) -> None:
+        """Keep the run from deleting a checkpoint: what is being exported stays (`pretrain.session`)."""
+        (self.run / "exports" / f".{checkpoint.name}.{self.folder.name}").mkdir(parents=True, exist_ok=True)
+
+    def release(self) -> None:
+        """End `spare`."""
+        for mark in self.run.glob(f"exports/.step-*.{glob.escape(self.folder.name)}"):
+            mark.rmdir()
+
     def finish(self, code: int, message: str = "") -> None:
-        """How an eval job ended, for the watcher."""
+        """How an eval job ended, for the watcher; its checkpoint may go now."""
         self._write("outcome.json", {"exit_code": code, "message": message})
+        self.release()
 
     def finished(self) -> dict[str, Any] | None:
         """What `finish` wrote; None while the job has not got that far."""

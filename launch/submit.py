@@ -73,8 +73,13 @@ def claim_and_submit(
     """Submit an eval unless another process has claimed the job's folder."""
     if not job.claim():
         return None
+    job.spare(checkpoint)
     entry = EvalEntry(str(job.folder), name, str(checkpoint.absolute()), tuple(overrides))
-    return cluster.for_evals().submit(job, entry)
+    try:
+        return cluster.for_evals().submit(job, entry)
+    except ThalwegError as error:
+        job.finish(error.exit_code, str(error))
+        raise
 
 
 def eval_job(name: str, checkpoint: Path, overrides: Sequence[str]) -> Job:

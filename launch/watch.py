@@ -101,8 +101,10 @@ class Watcher:
         elif not gone:
             tally.open += 1
         elif tries < MAX_TRIES:
+            job.release()
             missing.append(Missing(spec, checkpoint, free))
         else:
+            job.release()
             tally.failed.append(f"{spec.name} on {checkpoint.name}: its job died {tries} times, see {job.folder}")
 
     def _submit(self, wanted: Missing, tally: Tally) -> None:
@@ -111,7 +113,6 @@ class Watcher:
         try:
             submission = claim_and_submit(job, spec.name, checkpoint, overrides_of(spec), self.cluster)
         except ThalwegError as error:
-            job.finish(1, str(error))
             say(f"{spec.name} on {checkpoint.name} could not be submitted: {error}")
             return
         if submission is not None:

@@ -19,6 +19,7 @@ from launch.job import Job, Submission, this_process
 from launch.submit import eval_job_name, overrides_of, submit_eval
 from launch.watch import MAX_TRIES, Watcher, drain, watch
 from pretrain.config import EvalSpec, Recipe
+from pretrain.run.directory import RunDirectory
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -184,3 +185,20 @@ def test_an_eval_can_be_asked_for_by_hand_any_number_of_times(run: Path) -> None
     assert [name[-5:] for name in names] == ["try-1", "try-2"]
     with pytest.raises(UserError, match="no checkpoint here"):
         submit_eval("knn", run / "checkpoints" / "step-00000099", [], cluster)
+
+
+def test_a_checkpoint_is_spared_while_an_eval_needs_it(run: Path) -> None:
+    from pretrain.session import _awaiting_export
+
+    cluster, directory = notebook(), RunDirectory(run)
+    commit(run, 10)
+    watcher = Watcher(run, cluster)
+    watcher.look()
+    assert _awaiting_export(directory) == {10}
+    cluster.jobs[0][0].finish(0)
+    assert _awaiting_export(directory) == {10}
+    dies(cluster.jobs[1][0])
+    watcher.look()
+    assert _awaiting_export(directory) == {10}, "its second try needs it too"
+    cluster.jobs[2][0].finish(1, "a bug")
+    assert _awaiting_export(directory) == set()
