@@ -5,7 +5,7 @@ The kind is chosen, for each k, on a fifth of the training data, in the same way
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from evals.controls import with_controls
 from evals.features import FeatureTable
@@ -19,7 +19,7 @@ PROTOCOL = "knn/1"
 class Config(EvalConfig):
     """How many neighbours vote, and how."""
 
-    k: tuple[int, ...] = Field((1, 10, 20), min_length=1)
+    k: tuple[PositiveInt, ...] = Field((1, 10, 20), min_length=1)
     """Numbers of neighbours."""
     temperature: float = Field(0.07, gt=0)
     """Of the weighted votes."""

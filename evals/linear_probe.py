@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statistics import fmean, pstdev
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from evals.controls import with_controls
@@ -23,11 +23,11 @@ PROTOCOL = "linear_probe/1"
 class Config(EvalConfig):
     """How many labels, how often."""
 
-    budgets: tuple[int, ...] = (10, 100)
+    budgets: tuple[PositiveInt, ...] = (10, 100)
     """Labels a class; all of them always count as a budget too."""
     repeats: int = Field(5, gt=0)
     """Draws of the labelled samples at each budget below all."""
-    l2_grid: tuple[float, ...] = L2_GRID
+    l2_grid: tuple[PositiveFloat, ...] = Field(L2_GRID, min_length=1)
     """Penalties to choose from, strongest first."""
 
 

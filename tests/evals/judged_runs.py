@@ -123,7 +123,7 @@ def trained(run: RunDirectory, facts: DataFacts = FACTS, seed: int = 1) -> Objec
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
         for buffer in objective.buffers():
             if buffer.is_floating_point():
-                buffer += torch.rand(buffer.shape, generator=generator)
+                buffer += 0.05 * torch.rand(buffer.shape, generator=generator)  # more would kill every ReLU
     return objective.eval()
 
 
