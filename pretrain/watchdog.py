@@ -45,7 +45,7 @@ class Watchdog:
                 continue
             rank = self._session.world.rank
             log.error(
-                "rank %d: no step for %.0f s after step %d; stacks are beside the rank's log; this run wants to be started again",
+                "rank %d: no step for %.0f s after step %d; see the stacks beside the rank's log, then start again",
                 rank, self._limit_s, self._session.progress.step,
             )  # fmt: skip
             stacks = self._session.run.logs(self._session.attempt_number) / f"stacks-rank-{rank}.txt"

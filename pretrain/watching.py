@@ -87,7 +87,7 @@ def _features(session: Session, dataset: Dataset, samples: int) -> tuple[torch.T
         world_size=session.world.world_size, workers=0, max_samples=samples,
     ):  # fmt: skip
         keep = (batch.weight > 0) & (batch["label"] >= 0)
-        features.append(session.engine.embed(batch.to(session.world.device)).float().cpu()[keep])
+        features.append(session.engine.embed(view.batch(batch.to(session.world.device))).float().cpu()[keep])
         labels.append(batch["label"][keep])
     mine = (torch.cat(features).numpy(), torch.cat(labels).numpy())
     parts = session.world.gather_object(mine)

@@ -109,7 +109,8 @@ def attempts(folder: Path) -> dict[int, dict[str, Any]]:
 
 def began(folder: Path) -> dict[int, int]:
     """By attempt, the steps done when it began; what `records.surviving` asks for."""
-    return {number: record.get("began_at_step", 0) for number, record in attempts(folder).items()}
+    records = attempts(folder).items()
+    return {number: record["began_at_step"] for number, record in records if "began_at_step" in record}
 
 
 def is_alive(folder: Path, number: int) -> bool:

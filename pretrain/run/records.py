@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -62,12 +63,18 @@ def surviving(lines: Iterable[dict[str, Any]], began: Mapping[int, int]) -> list
     Returns:
         Lines of attempt n up to the step where a later attempt began, in file order.
     """
-    limits: dict[int, float] = {}
-    limit = float("inf")
+    limits: dict[int, int] = {}
+    limit = sys.maxsize
     for attempt in sorted(began, reverse=True):
         limits[attempt] = limit
         limit = min(limit, began[attempt])
-    return [line for line in lines if line.get("step", 0) <= limits.get(line.get("attempt", 0), float("inf"))]
+    return [line for line in lines if _step(line) <= limits.get(line.get("attempt", 0), sys.maxsize)]
+
+
+def _step(line: Mapping[str, Any]) -> float:
+    """The line's step; one that no number stands for was written by something else, and is left out."""
+    step = line.get("step", 0)
+    return step if isinstance(step, int | float) else float("inf")
 
 
 def _last_byte(path: Path) -> bytes:

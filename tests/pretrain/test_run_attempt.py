@@ -10,7 +10,7 @@ import pytest
 
 from data_pipelines.base import UserError
 from pretrain.run import attempt as module
-from pretrain.run.attempt import Attempt, FencedError, attempts, is_alive
+from pretrain.run.attempt import Attempt, FencedError, attempts, began, is_alive
 
 HOLD = """
 import sys, time
@@ -83,3 +83,4 @@ def test_file_in_creation_does_not_stop_a_reader(tmp_path):
     assert attempts(tmp_path) == {1: {}}
     (tmp_path / "2.json").write_text(json.dumps({"status": "ended"}))
     assert list(attempts(tmp_path)) == [1, 2]
+    assert began(tmp_path) == {}
