@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from data_pipelines.base import DataError, Strict
+from data_pipelines.base import DataError, Strict, canonical_json
 from data_pipelines.storage import read_bytes
 
 SUFFIX = ".index"
@@ -98,7 +98,7 @@ class Index:
     def to_bytes(self) -> bytes:
         """The sidecar's content."""
         arrays = {name: np.ascontiguousarray(getattr(self, name), dtype) for name, dtype in _DTYPES.items()}
-        facts = {"header": self.header.model_dump(mode="json"), "digest": _digest(arrays)}
+        facts = {"header": self.header.model_dump(mode="json"), "digest": _digest(self.header, arrays)}
         # One metadata key: safetensors keeps several in no fixed order, and equal sets must be equal bytes.
         return save(arrays, metadata={"thalweg": json.dumps(facts, sort_keys=True)})
 
@@ -116,7 +116,7 @@ class Index:
             facts = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["thalweg"])
             header = Header.model_validate(facts["header"])
             arrays = load(data)
-            whole = {k: v.dtype for k, v in arrays.items()} == _DTYPES and _digest(arrays) == facts["digest"]
+            whole = {k: v.dtype for k, v in arrays.items()} == _DTYPES and _digest(header, arrays) == facts["digest"]
             index = cls(header=header, **arrays) if whole else None
         except (ValueError, LookupError, TypeError, SafetensorError, ValidationError):
             index = None
@@ -161,9 +161,9 @@ def payload_digest(fields: Iterable[tuple[str, bytes]]) -> int:
     return digest.intdigest()
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    """Names the content of all arrays."""
-    digest = xxhash.xxh3_128()
+def _digest(header: Header, arrays: dict[str, np.ndarray]) -> str:
+    """Names the content of an index, so that a flipped byte anywhere shows."""
+    digest = xxhash.xxh3_128(canonical_json(header.model_dump(mode="json")))
     for name in _DTYPES:
         digest.update(arrays[name].tobytes() + b"\0")
     return digest.hexdigest()

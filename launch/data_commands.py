@@ -23,8 +23,9 @@ def add_parser(subparsers: Any) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
     pack = _add(commands, "pack", "write shards, indexes and a manifest from a source", run_pack)
+    pack.usage = "thalweg data pack SOURCE [IN] OUT [key=value ...] [--val-fraction SHARE]"
     pack.add_argument("source", metavar="SOURCE", help="imagefolder, fashion_mnist, mnist or text")
-    pack.add_argument("rest", nargs="+", metavar="[IN] OUT [key=value ...]", help="where from, where to, settings")
+    pack.add_argument("rest", nargs="+", metavar="[IN] OUT key=value", help="where from, where to, settings")
     pack.add_argument("--val-fraction", metavar="SHARE", help="share held out as the split val; same as val_fraction=")
 
     index = _add(commands, "index", "index the tars of a folder in place, and write its manifest", run_index)

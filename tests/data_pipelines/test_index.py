@@ -168,7 +168,7 @@ def test_pax_tricks_do_not_stop_the_walk(tmp_path, record):
     assert [index.key(sample) for sample in range(index.num_samples)][-2:] == ["s1", "s2"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_any_damage_to_an_index_is_noticed(tmp_path_factory, data):
     path = make_tar(tmp_path_factory.mktemp("tar") / "a.tar", plain(4))
