@@ -116,6 +116,8 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """`thalweg data plan RECIPE [key=value ...] --world-size W`."""
+    from fractions import Fraction
+
     from data_pipelines.plan import plan
     from pretrain.config import load_recipe
     from pretrain.sources import open_sources, total_steps
@@ -129,7 +131,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         global_batch=recipe.train.global_batch,
         accumulation=recipe.train.accumulation,
         world_size=arguments.world_size,
-        epochs=steps * recipe.train.global_batch / sources.num_samples,
+        epochs=Fraction(steps * recipe.train.global_batch, sources.num_samples),
         sample_bytes=num_bytes / sources.num_samples,
     )
     print("\n".join(figures.lines()))

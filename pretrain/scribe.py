@@ -77,7 +77,7 @@ class Scribe:
 
 
 SHOWN = ("loss", "lr", "grad_norm", "samples_per_s", "data_wait", "effective_rank")
-WARNINGS = {"collapse", "divergence", "starvation", "skipped", "quarantine", "damaged", "save_failed"}
+WARNINGS = {"collapse", "divergence", "starvation", "skipped", "quarantine", "damaged", "save_failed", "repeats"}
 
 
 def duration(seconds: float) -> str:

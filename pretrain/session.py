@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from data_pipelines.base import CheckpointError, ThalwegError
 from data_pipelines.batch import Batch
 from data_pipelines.loader import Loader
+from data_pipelines.mixture import weights_used
 from data_pipelines.order import Order
 from pretrain import checkpoint
 from pretrain.config import Recipe
@@ -112,6 +113,10 @@ class Session:
         """Say what starts here, and from what."""
         for words in damaged:
             self.event("damaged", words)
+        for words in self.order.repeats_in_step(self.recipe.train.global_batch):
+            self.event("repeats", words)
+        if len(self.sources.datasets) > 1:
+            self.event("mixture", weights_used([d.name for d in self.sources.datasets], self.sources.lanes))
         if self.progress.step:
             self.event(
                 "resume", f"resumed at step {self.progress.step} of {self.total_steps} (attempt {self.attempt_number})"
