@@ -402,14 +402,22 @@ SCRIPT = """
 """
 
 
-def python(script, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script), *arguments], stdout=subprocess.PIPE, text=True
-    )
-
-
 def is_running(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@contextmanager
+def python(script, *arguments):
+    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in process.stdout.readline().split()]
+    try:
+        yield process, pids
+    finally:  # a failed test leaves nothing behind
+        process.kill()
+        for pid in filter(is_running, pids):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_until_gone(pids, seconds=20):
@@ -421,20 +429,18 @@ def wait_until_gone(pids, seconds=20):
 
 @pytest.mark.slow
 def test_a_process_that_ends_without_closing_ends(packed):
-    with python(SCRIPT, packed.path) as process:
-        pids = [int(pid) for pid in process.stdout.readline().split()]
+    with python(SCRIPT, packed.path) as (process, pids):
         assert len(pids) == 2
         assert process.wait(timeout=60) == 0
-    wait_until_gone(pids)
+        wait_until_gone(pids)
 
 
 @pytest.mark.slow
 def test_workers_die_with_a_killed_parent(packed):
-    with python(SCRIPT + "    time.sleep(3600)\n", packed.path) as process:
-        pids = [int(pid) for pid in process.stdout.readline().split()]
-        assert all(map(is_running, pids))
+    with python(SCRIPT + "    time.sleep(3600)\n", packed.path) as (process, pids):
+        assert len(pids) == 2 and all(map(is_running, pids))
         process.kill()
-    wait_until_gone(pids)
+        wait_until_gone(pids)
 
 
 finite = {"seed": 0, "batch_size": 7, "rank": 0, "world_size": 1, "workers": 0}

@@ -86,7 +86,12 @@ def test_batches_are_finite_normalised_and_labelled(name, channels):
 
 @pytest.mark.parametrize("name", ["cpu crops", "device crops"])
 def test_the_two_views_of_an_image_differ(name):
-    batch = batch_of(VIEWS[name](3), [sample_of(picture(seed=g)) for g in range(4)])
+    view = VIEWS[name](3).model_copy(update={"second": None})  # both from one distribution
+    row = view.sample(sample_of(picture()), Draw(0, 0))
+    crop = "crop" if name == "cpu crops" else "affine"
+    assert (row[f"{crop}0"] != row[f"{crop}1"]).any()
+    assert (row["photometric0"] != row["photometric1"]).any()
+    batch = batch_of(view, [sample_of(picture(seed=g)) for g in range(4)])
     assert (batch["view0"] - batch["view1"]).abs().amax(dim=(1, 2, 3)).min() > 0.05
     assert set(batch.fields) == {"view0", "view1", "label"}
 
