@@ -17,6 +17,7 @@ from torch import Tensor
 from pretrain.collectives.gather import gather, gather_constant, rank, world_size
 
 SCRIPT = Path(__file__).with_name("coupled_ranks.py")
+pytestmark = pytest.mark.timeout(600)  # six processes import transformers, on however few cores
 CASES = ("gather", "norm", "simclr", "moco")
 
 
@@ -47,7 +48,7 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         for own in range(ranks)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=500)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -168,3 +168,18 @@ def installed_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_third_parties_add_objectives_by_entry_point(installed_plugin: None) -> None:
     assert "theirs" in objective_names()
     assert objective_class("theirs").__name__ == "Theirs"
+
+
+def test_vits_are_drawn_as_mae_draws_them() -> None:
+    tree = {"architecture": "vit", **SMALL["vit"], "hidden_size": 128, "intermediate_size": 512}
+    encoder = vision_encoder(tree, "here", image_size=16, channels=3)
+    block, patches = encoder.layers[0], encoder.embeddings.patch_embeddings.projection
+    bounds = {
+        block.attention.q_proj: 6 / (4 * 128),  # as part of one 3D x D matrix
+        block.attention.o_proj: 6 / (2 * 128),
+        block.mlp.fc1: 6 / (128 + 512),
+        patches: 6 / (128 + 48),  # as the linear map that it is
+    }
+    for module, square in bounds.items():
+        assert module.weight.abs().max().item() == pytest.approx(square**0.5, rel=0.02)
+        assert not module.bias.any()
