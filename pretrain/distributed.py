@@ -72,11 +72,10 @@ class World:
         device = torch.device("cuda", place.local_rank) if on_gpu else torch.device("cpu")
         timeout = timedelta(seconds=timeout_s)
         _start_torch(place, device, timeout)
-        _start_deepspeed(device, timeout)
-        world = dist.group.WORLD
-        assert world is not None
-        cpu_group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else world
-        return cls(place.rank, place.world_size, place.local_rank, device, cpu_group, world)
+        device_group = dist.new_group(timeout=timeout)
+        cpu_group = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else device_group
+        _start_deepspeed(device, device_group, timeout)
+        return cls(place.rank, place.world_size, place.local_rank, device, cpu_group, device_group)
 
     def sum(self, vector: np.ndarray) -> np.ndarray:
         """Sum of float64 vectors over all ranks."""
@@ -122,10 +121,9 @@ class World:
 
     def stop(self) -> None:
         """Leave; the process may start a new world afterwards."""
-        import deepspeed.comm.comm as deepspeed_comm
+        import deepspeed.comm as deepspeed_comm
 
-        dist.destroy_process_group()
-        deepspeed_comm.cdb = None  # deepspeed would go on talking through the groups just destroyed
+        deepspeed_comm.destroy_process_group()
 
 
 def find_place(environment: Any) -> Place:
@@ -204,11 +202,11 @@ def _start_torch(place: Place, device: torch.device, timeout: timedelta) -> None
         dist.init_process_group("gloo", timeout=timeout)
 
 
-def _start_deepspeed(device: torch.device, timeout: timedelta) -> None:
+def _start_deepspeed(device: torch.device, device_group: dist.ProcessGroup, timeout: timedelta) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
     import deepspeed.ops
-    from deepspeed.utils import logger
+    from deepspeed.utils import groups, logger
 
     logger.setLevel(logging.WARNING)
     # deepspeed 0.19 calls collectives by names that torch 2.13 is about to drop.
@@ -218,3 +216,5 @@ def _start_deepspeed(device: torch.device, timeout: timedelta) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=timeout, verbose=False)
+    # It would make a group of its own for all its collectives, with the backend's timeout instead of ours.
+    groups._WORLD_GROUP = device_group

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.batch import Batch
-from pretrain.objective import DataFacts, Encoder, Objective, Output, Target
+from pretrain.collectives.gather import gather, rank
+from pretrain.config import Train
+from pretrain.objective import Encoder, Objective, Output, Target
 
 WIDTH = 12
 
@@ -66,7 +69,8 @@ class AutoEncoder(Objective):
         x = batch["x"]
         if self.training:
             self.encoder_net.seen += 1
-        hidden = torch.where(batch["hidden"].bool(), self.mask_token, x)
+        # A parameter that some steps do not use.
+        hidden = torch.where(batch["hidden"].bool(), self.mask_token, x) if batch["hidden"].any() else x
         features = self.encoder_net(self.dropout(hidden))
         rows = (self.decoder(features) - x).square().mean(1) + self.fixed.sum() * 0
         if self.ema:
@@ -88,11 +92,11 @@ class AutoEncoder(Objective):
 
 
 class Coupled(Objective):
-    """Rows pull on each other: the loss needs all rows of a rank at once."""
+    """Each row is told from all rows of the micro step, whichever rank holds them."""
 
     coupling = "micro"
 
-    def __init__(self, facts: DataFacts | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(1)
@@ -100,9 +104,10 @@ class Coupled(Objective):
         self.view = AsIs()
 
     def forward(self, batch: Batch) -> Output:
-        z = nn.functional.normalize(self.net(batch["x"]), dim=1)
-        loss = nn.functional.cross_entropy(z @ z.T / 0.5, torch.arange(len(z)), reduction="sum")
-        return Output(loss=loss)
+        own = nn.functional.normalize(self.net(batch["x"]), dim=1)
+        everyone = gather(own)
+        labels = torch.arange(len(own)) + rank() * len(own)
+        return Output(loss=nn.functional.cross_entropy(own @ everyone.T / 0.5, labels, reduction="sum"))
 
     def encoder(self) -> Encoder:
         return Encoder(self.net, "net.", {})
@@ -114,22 +119,26 @@ class Coupled(Objective):
         return 1.0
 
 
-def make_batch(positions: np.ndarray, rows_of_weight_0: int = 0) -> Batch:
-    """Rows that are a pure function of their position."""
-    rows = np.stack([np.random.default_rng(int(p)).standard_normal(WIDTH) for p in positions]).astype(np.float32)
-    weight = np.ones(len(positions), dtype=np.float32)
-    weight[len(weight) - rows_of_weight_0 :] = 0
-    hidden = (np.asarray(positions) % 3 == 0)[:, None].astype(np.float32)
+def make_batch(positions: Sequence[int] | np.ndarray, hide: bool = True) -> Batch:
+    """Rows that are a pure function of their position; every fifth has weight 0."""
+    at = np.asarray(positions)
+    rows = np.stack([np.random.default_rng(int(p)).standard_normal(WIDTH) for p in at]).astype(np.float32)
+    hidden = ((at // 4 % 2 == 0) & hide)[:, None].astype(np.float32)  # on every rank some, or on none
     return Batch(
         fields={"x": torch.from_numpy(rows), "hidden": torch.from_numpy(hidden)},
-        keys=tuple(map(str, positions)),
-        positions=torch.from_numpy(np.asarray(positions)),
-        weight=torch.from_numpy(weight),
-        key_hash=torch.from_numpy(np.asarray(positions)),
+        keys=tuple(map(str, at)),
+        positions=torch.from_numpy(at),
+        weight=torch.from_numpy((at % 5 > 0).astype(np.float32)),
+        key_hash=torch.from_numpy(at),
     )
 
 
-def micro_batches(step: int, global_batch: int, accumulation: int, rank: int, world_size: int) -> list[Batch]:
-    """This rank's rows of a step: g % W == rank within each micro step."""
-    bites = np.split(np.arange(step * global_batch, (step + 1) * global_batch), accumulation)
-    return [make_batch(bite[rank::world_size]) for bite in bites]
+def micro_batches(step: int, train: Train, rank: int = 0, world_size: int = 1) -> list[Batch]:
+    """This rank's rows of a step: g % W == rank within each micro step; odd steps hide nothing."""
+    slots = np.arange(step * train.global_batch, (step + 1) * train.global_batch)
+    return [make_batch(bite[rank::world_size], hide=step % 2 == 0) for bite in np.split(slots, train.accumulation)]
+
+
+def poison(batch: Batch) -> Batch:
+    """A batch with a NaN in it."""
+    return batch.with_fields(x=batch["x"].index_fill(0, torch.tensor([0]), float("nan")))
