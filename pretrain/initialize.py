@@ -152,28 +152,36 @@ def read_checkpoint(path: Path) -> Weights:
 
 
 def read_transformers(folder: Path) -> Weights:
-    """The safetensors files of a transformers folder; pickled weights are not opened.
+    """The encoder of a transformers folder under the names that its modules have in this version.
+
+    transformers renames weights between its files and its modules, so its own loader reads them.
+    What it does not know (a network of our own) is read as it lies in the file.
 
     Raises:
-        UserError: there are none.
+        UserError: no safetensors weights; pickled ones are not opened.
     """
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"init_from={folder}: no safetensors file beside config.json; only safetensors weights are read"
+        )
+    if json.loads((folder / "config.json").read_text()).get("model_type") not in CONFIG_MAPPING:
+        return read_safetensors(folder / "model.safetensors")
+    model, found = AutoModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+    )
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in found["missing_keys"]}
+    return Weights({name: tuple(tensor.shape) for name, tensor in tensors.items()}, lambda name: tensors[name])
+
+
+def read_safetensors(path: Path) -> Weights:
+    """The tensors of one file."""
     from safetensors import safe_open
 
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    files = [folder / Path(name).name for name in names]  # a stranger's index may point elsewhere
-    if missing := [file for file in files if not file.is_file()]:
-        raise UserError(f"init_from={folder}: {missing[0].name} is missing; only safetensors weights are read")
-    shapes: dict[str, tuple[int, ...]] = {}
-    homes = {}
-    for file in files:
-        opened = safe_open(file, framework="pt")
-        for name in opened.keys():  # noqa: SIM118 - it is no mapping
-            shapes[name], homes[name] = tuple(opened.get_slice(name).get_shape()), opened
-    return Weights(shapes, lambda name: homes[name].get_tensor(name))
+    file = safe_open(path, framework="pt")
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return Weights(shapes, file.get_tensor)
 
 
 def rename_to_encoder(weights: Weights, catalogue: Mapping[str, Entry], prefix: str) -> Weights:
