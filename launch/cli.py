@@ -26,7 +26,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 failure, 2 the user's mistake, 85 saved and to be started again."""
-    options = build_parser().parse_args(argv)
+    options = parse(argv)
     try:
         code: int = options.run(options)
         return code
@@ -41,6 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `thalweg runs show ... | head`
         sys.stderr.close()
         return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Options of a command; `key=value` words may stand before and behind flags."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.base import SavedAndStopped, UserError, write_atomically
+from pretrain.run.process import describe
 
 DONE = 0
 USER_ERROR = UserError.exit_code
@@ -112,12 +112,12 @@ class Job:
             self.folder.mkdir()
         except FileExistsError:
             return False
-        self._write("job.json", {"claimed_by": this_process()})
+        self._write("job.json", {"claimed_by": describe()})
         return True
 
     def record(self, submission: Submission) -> Submission:
         """Put the scheduler's name for the job on disk."""
-        self._write("job.json", {"submission": asdict(submission), "claimed_by": this_process()})
+        self._write("job.json", {"submission": asdict(submission), "claimed_by": describe()})
         return submission
 
     def submission(self) -> Submission | None:
@@ -236,39 +236,6 @@ def what_next(code: int, outcomes: set[int], stalled_starts: int) -> Verdict:
     if stalled_starts >= MAX_STALLED_STARTS:
         return Verdict(False, f"{what}, but {stalled_starts} starts in a row brought no new checkpoint")
     return Verdict(True, what)
-
-
-def this_process() -> dict[str, Any]:
-    """What tells this process from any other, on any machine, at any time."""
-    return describe_process(os.getpid())
-
-
-def describe_process(pid: int) -> dict[str, Any]:
-    """The same of another process of this machine."""
-    import psutil
-
-    return {"pid": pid, "started": psutil.Process(pid).create_time(), "space": _process_space()}
-
-
-def is_running(process: dict[str, Any]) -> bool | None:
-    """Whether a described process lives; None when that cannot be seen from this machine."""
-    import psutil
-
-    if process["space"] != _process_space():
-        return None
-    try:
-        found = psutil.Process(process["pid"])
-        return bool(found.create_time() == process["started"] and found.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _process_space() -> str:
-    """One boot of one machine, one container: where a process number means something."""
-    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not (boot.exists() and namespace.exists()):
-        return os.uname().nodename
-    return f"{boot.read_text().strip()} {namespace.readlink()}"
 
 
 def _number(path: Path) -> int:

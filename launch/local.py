@@ -16,8 +16,9 @@ from submitit.local.local import LocalExecutor
 
 from launch.cluster import Cluster, ClusterConfig, exports, outside_any_job, quote
 from launch.entry import Entry, PretrainEntry
-from launch.job import Job, Submission, describe_process, is_running
+from launch.job import Job, Submission
 from launch.snapshot import SAFE_PATH, code_folder, take_snapshot
+from pretrain.run.process import describe, is_running
 
 
 class LocalCluster(Cluster):
@@ -52,9 +53,7 @@ class LocalCluster(Cluster):
                 stderr_to_stdout=True,
             )
             started = executor.submit(entry)
-            submission = job.record(
-                Submission("local", started.job_id, str(job.folder), describe_process(int(started.job_id)))
-            )
+            submission = job.record(Submission("local", started.job_id, str(job.folder), describe(int(started.job_id))))
             if isinstance(entry, PretrainEntry) and entry.has_evals:
                 _start_watcher(job)
         return submission

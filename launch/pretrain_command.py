@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+import psutil
 
 from data_pipelines.base import UserError
 from pretrain.__main__ import add_arguments, renamed
@@ -66,9 +69,7 @@ def supervise(run_directory: RunDirectory, command: list[str], first_only: list[
     with Forwarder() as forwarder:
         while True:
             before = committed(run_directory.checkpoints)
-            known = max(run_directory.attempts(), default=0)
             code = forwarder.call(rank_command([*command, *extra], ranks), rank_environment(ranks))
-            code = _exit_code(run_directory, known, code)
             if code in FINAL_CODES or forwarder.asked_to_stop:
                 return code
             without_progress = 0 if committed(run_directory.checkpoints) != before else without_progress + 1
@@ -87,7 +88,7 @@ def rank_command(arguments: list[str], ranks: int) -> list[str]:
     """One process without a launcher, or torchrun on a free port of its own."""
     if ranks == 1:
         return [sys.executable, "-m", "pretrain", *arguments]
-    torchrun = ["-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nnodes=1"]
+    torchrun = ["-m", "launch.torchrun", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nnodes=1"]
     return [sys.executable, *torchrun, f"--nproc-per-node={ranks}", "-m", "pretrain", *arguments]
 
 
@@ -104,6 +105,14 @@ def visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def ranks_of(process: int) -> list[psutil.Process]:
+    """The ranks below torchrun, or the one process there is; torchrun would make 1 of their exit codes."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process)
+        return (parent.children() if "launch.torchrun" in parent.cmdline() else []) or [parent]
+    return []
 
 
 class Forwarder:
@@ -125,20 +134,13 @@ class Forwarder:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def call(self, command: list[str], environment: dict[str, str]) -> int:
-        """Run to the end; the exit code, negative for a signal."""
+        """Run to the end; the exit code, 1 where a signal ended it."""
         self._child = subprocess.Popen(command, env=environment, start_new_session=True)
-        return self._child.wait()
+        code = self._child.wait()
+        return code if code >= 0 else 1
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
         self.asked_to_stop = True
         if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
-
-
-def _exit_code(run_directory: RunDirectory, known_attempt: int, code: int) -> int:
-    """The ranks' own exit code, which torchrun turns into 1."""
-    newer = {number: record for number, record in run_directory.attempts().items() if number > known_attempt}
-    if newer and code != 0:
-        recorded = newer[max(newer)].get("exit_code")
-        return recorded if isinstance(recorded, int) else 1
-    return code if code >= 0 else 1
+            for process in ranks_of(self._child.pid):
+                process.terminate()

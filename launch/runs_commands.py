@@ -10,7 +10,7 @@ from data_pipelines.base import UserError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `runs list|show|follow|verify`."""
+    """Add `runs list|show|follow|stop|verify`."""
     parser = subparsers.add_parser("runs", help="list, show, follow or verify runs")
     parser.set_defaults(run=list_runs, folder=Path("runs"))
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
@@ -20,6 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     for name, handler, text in (
         ("show", show_run, "what a run is and how it stands"),
         ("follow", follow_run, "its figures as they are written, until it ends"),
+        ("stop", stop, "ask its jobs to save and to stay down"),
         ("verify", verify_run, "recompute which samples it consumed and compare with its ledger"),
     ):
         action = actions.add_parser(name, help=text)
@@ -83,6 +84,16 @@ def follow_run(options: argparse.Namespace) -> int:
             print(f"{run.name}: {run.status()}")
             return 0
         time.sleep(1)
+
+
+def stop(options: argparse.Namespace) -> int:
+    """Jobs of a launched run leave at their next step boundary; `thalweg launch` takes the run up again."""
+    from launch.submit import stop_run
+    from pretrain.run.directory import RunDirectory
+
+    for submission in stop_run(RunDirectory.open(options.path).root.absolute()):
+        print(f"{submission.kind} job {submission.job_id}: asked to save and to stay down")
+    return 0
 
 
 def verify_run(options: argparse.Namespace) -> int:

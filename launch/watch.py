@@ -19,10 +19,11 @@ from pathlib import Path
 
 from data_pipelines.base import ThalwegError
 from launch.cluster import Cluster, cluster_class, load_cluster
-from launch.job import Job, is_running
+from launch.job import Job
 from launch.submit import claim_and_submit, eval_job_name, overrides_of
 from pretrain.config import EvalSpec
 from pretrain.run.directory import RunDirectory
+from pretrain.run.process import is_running
 
 MAX_TRIES = 3
 POLL_S = 5.0

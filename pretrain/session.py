@@ -82,12 +82,12 @@ class Session:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_lanes": sources.num_lanes})})
         objective = build(recipe.objective, sources.facts(), recipe.seed)
         run = RunDirectory.of(recipe)
-        steps, is_finished = on_rank_0(world, lambda: _prepare(run, recipe, sources, objective))
-        if is_finished:
+        if on_rank_0(world, lambda: _is_finished(run, recipe, sources)):
             if world.rank == 0:
                 log.info("run %s is finished; `thalweg report %s` shows it", run.root, run.root)
             return None
         engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world, seed=recipe.seed)
+        steps = on_rank_0(world, lambda: _lay_down(run, recipe, sources, objective))
         progress, guard, segments = Progress(), Guard(recipe.train), []
         found = on_rank_0(world, lambda: _newest(run))
         reader = checkpoint.CheckpointReader(found["path"]) if found["path"] else None
@@ -181,16 +181,23 @@ def on_rank_0(world: World, work: Callable[[], Value]) -> Value:
     return result
 
 
-def _prepare(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Objective) -> tuple[int, bool]:
-    """Make the run, or find that it is this one; its steps, and whether they are done."""
+def _is_finished(run: RunDirectory, recipe: Recipe, sources: Sources) -> bool:
+    """Whether the run there is has nothing left to do; refuses one that is another, or in use."""
+    if not run.exists():
+        return False
+    run.refuse_other(recipe, sources.digests())
+    newest = max(attempts(run.attempts_folder), default=None)
+    if newest is not None:
+        refuse_if_alive(run.attempts_folder, newest)
+    return run.finished()
+
+
+def _lay_down(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Objective) -> int:
+    """Make the run's folder once everything stands that could refuse the recipe; the run's steps."""
     if run.exists():
-        run.refuse_other(recipe, sources.digests())
-        newest = max(attempts(run.attempts_folder), default=None)
-        if newest is not None:
-            refuse_if_alive(run.attempts_folder, newest)
-        if not run.finished():
-            run.update_config(recipe)
-        return run.info()["steps"], run.finished()
+        run.update_config(recipe)
+        steps: int = run.info()["steps"]
+        return steps
     steps = total_steps(recipe, sources.num_samples)
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     run.create(
@@ -208,7 +215,7 @@ def _prepare(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Obj
             "environment": environment(),
         },
     )
-    return steps, False
+    return steps
 
 
 def _newest(run: RunDirectory) -> dict[str, Any]:

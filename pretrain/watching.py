@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_pipelines.base import UserError
 from data_pipelines.loader import finite_batches
 from data_pipelines.shards import Dataset
 from data_pipelines.views.image import PlainImage
@@ -51,10 +52,11 @@ def online_probe(session: Session) -> dict[str, float]:
     test = _features(session, held_out, session.recipe.probe.test_samples) if held_out is not None else None
     if train is None or test is None:
         return {}
-    return {
-        "knn": probes.knn(*train, *test, k=10),
-        "probe": probes.linear_probe(*train, *test).accuracy,
-    }
+    try:
+        return {"knn": probes.knn(*train, *test, k=10), "probe": probes.linear_probe(*train, *test).accuracy}
+    except UserError as error:  # labels that cannot teach anything are no reason to end a run
+        session.event("probe", f"no online probe: {error}")
+        return {}
 
 
 def sketches(session: Session) -> None:

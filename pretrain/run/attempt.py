@@ -12,13 +12,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from data_pipelines.base import ThalwegError, UserError, write_atomically
+from pretrain.run.process import describe, is_running
 
 BEAT_PERIOD_S = 2.0
 STILL_PERIODS = 3
@@ -118,8 +116,9 @@ def is_alive(folder: Path, number: int) -> bool:
     record = attempts(folder).get(number, {})
     if record.get("status") == "ended":
         return False
-    if record.get("where") == _where():
-        return _same_process(record)
+    seen = is_running(record.get("process", {}))
+    if seen is not None:
+        return seen
     deadline = time.monotonic() + STILL_PERIODS * BEAT_PERIOD_S
     while time.monotonic() < deadline:
         time.sleep(BEAT_PERIOD_S / 4)
@@ -136,7 +135,7 @@ def refuse_if_alive(folder: Path, number: int) -> None:
     if is_alive(folder, number):
         record = attempts(folder)[number]
         raise UserError(
-            f"run {folder.parent}: in use by attempt {number} (process {record.get('pid')} on {record.get('host')}); "
+            f"run {folder.parent}: in use by attempt {number} (process {record['process']['pid']} on {record['host']}); "
             f"wait for it, or stop it first"
         )
 
@@ -148,28 +147,9 @@ def _path(folder: Path, number: int) -> Path:
 def _who_we_are() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
-        "where": _where(),
-        "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
+        "process": describe(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         "began": time.time(),
         "period_s": BEAT_PERIOD_S,
     }
-
-
-def _where() -> str:
-    """Names the space in which a process id means something: one boot of one machine, one container."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    if not boot.exists() or not namespace.exists():
-        return socket.gethostname()
-    return f"{boot.read_text().strip()} {namespace.readlink()}"
-
-
-def _same_process(record: Mapping[str, Any]) -> bool:
-    try:
-        process = psutil.Process(record["pid"])
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() == record["process_started"]
-    except (psutil.NoSuchProcess, KeyError):
-        return False

@@ -128,7 +128,7 @@ def _info() -> dict[str, Any]:
 
 def _attempts(run: RunDirectory, finished: bool) -> None:
     run.attempts_folder.mkdir()
-    where = {"host": "node-17", "where": "another boot", "world_size": 2, "period_s": 2.0}
+    where = {"host": "node-17", "process": {"space": "another boot"}, "world_size": 2, "period_s": 2.0}
     first = {**where, "attempt": 1, "began_at_step": 0, "beat": 61, "status": "running", "pid": 4242, "began": BEGAN}
     second = {**where, "attempt": 2, "began_at_step": 200, "beat": 99, "pid": 5151, "began": BEGAN + 140}
     second |= {"status": "ended", "exit_code": 0, "message": ""}

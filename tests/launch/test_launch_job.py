@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,12 +18,10 @@ from launch.job import (
     USER_ERROR,
     Job,
     Submission,
-    describe_process,
-    is_running,
     stalled,
-    this_process,
     what_next,
 )
+from pretrain.run.process import describe
 
 CODES = st.sampled_from([0, 1, 2, 85, 137, 143])
 
@@ -120,26 +117,11 @@ def test_a_record_survives_reading(tmp_path: Path) -> None:
     job = Job.next(tmp_path, "pretrain")
     assert job.claim()
     assert job.submission() is None
-    assert job.submitter() == this_process()
-    submission = Submission("local", "12", str(job.folder), this_process())
+    assert job.submitter() == describe()
+    submission = Submission("local", "12", str(job.folder), describe())
     job.record(submission)
     assert job.submission() == submission
     assert submission.log == job.folder / "12_0_log.out"
-
-
-def test_a_process_is_known_from_a_later_one_with_its_number() -> None:
-    me = this_process()
-    assert is_running(me) is True
-    assert is_running({**me, "started": me["started"] - 1}) is False
-    assert is_running({**me, "space": "another machine"}) is None
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    described = describe_process(child.pid)
-    assert is_running(described) is True
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie does no work
-    assert is_running(described) is False
-    child.wait()
-    assert is_running(described) is False
 
 
 def test_a_torn_record_reads_as_none(tmp_path: Path) -> None:

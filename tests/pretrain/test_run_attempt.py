@@ -71,7 +71,7 @@ def test_attempt_of_another_host_is_judged_by_its_counter(tmp_path, monkeypatch,
     """The observer watches the counter on its own clock: the two machines' clocks are never compared."""
     monkeypatch.setattr(module, "BEAT_PERIOD_S", 0.05)
     attempt = Attempt.begin(tmp_path, step=0)
-    attempt.update(where="another machine", began=-1e9)
+    attempt.update(process={"space": "another machine"}, began=-1e9)
     if not beats:
         attempt._ended.set()
     assert is_alive(tmp_path, 1) is beats
