@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,16 @@ from data_pipelines.hashing import mix
 from pretrain.config import EngineConfig, Optim, Train
 from pretrain.distributed import World
 from pretrain.ema import Averages, twins
+from pretrain.engine.buffers import Remembered, persistent_buffers, storable
 from pretrain.engine.layout import Cut, Entry, Slice
+from pretrain.engine.root import Root
 from pretrain.engine.setup import deepspeed_config, enable_checkpointing, start_deepspeed
 from pretrain.engine.zero import partition_of
 from pretrain.objective import Objective, Output
 from pretrain.optim import MOMENTS, build_optimizer, init_state, parameter_groups
+
+if TYPE_CHECKING:
+    from pretrain.checkpoint import CheckpointReader
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ class Engine:
         for name in self._frozen:
             entries[name] = Entry(self._partition.frozen_cut(name), ("w",))
         for name, buffer in persistent_buffers(self.module):
-            entries[name] = Entry(Cut.whole(tuple(buffer.shape)), ("buffer",), _dtype_name(_storable(buffer)))
+            entries[name] = Entry(Cut.whole(tuple(buffer.shape)), ("buffer",), _dtype_name(storable(buffer)))
         return entries
 
     def slices(self) -> Iterator[Slice]:
@@ -224,14 +229,14 @@ class Engine:
                 yield Slice(name, "w", start, stop, piece)
         if rank == 0:  # equal on all ranks
             for name, buffer in persistent_buffers(self.module):
-                yield Slice(name, "buffer", 0, buffer.numel(), _storable(buffer).detach().reshape(-1))
+                yield Slice(name, "buffer", 0, buffer.numel(), storable(buffer).detach().reshape(-1))
 
     @torch.no_grad()
-    def load(self, reader: Any) -> None:
+    def load(self, reader: CheckpointReader) -> None:
         """Take over the whole state of a checkpoint, written at any world size and stage.
 
         Args:
-            reader: a `pretrain.checkpoint.CheckpointReader`.
+            reader: of a committed checkpoint.
 
         Raises:
             CheckpointError: it is of another model (the first difference is named), or damaged.
@@ -304,88 +309,12 @@ class Engine:
             init_state(self._optimizer, self._optim.name, holder, self.updates)
 
 
-class Root:
-    """The objective's own forward, seen by DeepSpeed as a function from a batch to one tensor.
-
-    ZeRO hooks into the tensors that modules return, and does not look into dataclasses. So the
-    objective hands DeepSpeed its loss alone, and the rest waits here. Probes and pictures run
-    through the same door, as ZeRO 3 gathers parameters only inside the outermost forward.
-    """
-
-    def __init__(self, objective: Objective, device: torch.device, precision: str) -> None:
-        self._objective = objective
-        self._task: Any = None
-        self._result: Any = None
-        self._forward = objective.forward
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        object.__setattr__(objective, "forward", self._dispatch)
-        objective.register_forward_hook(self._keep, prepend=True)
-
-    def run(self, task: Any, batch: Batch) -> None:
-        """Call `task`, or the objective's own forward when it is None."""
-        self._task = task
-        try:
-            self._objective(batch)
-        finally:
-            self._task = None
-
-    def take(self) -> Any:
-        """What the last call gave; kept no longer."""
-        result, self._result = self._result, None
-        return result
-
-    def _dispatch(self, batch: Batch) -> Any:
-        # DeepSpeed switches an autocast from outside off; inside of forward it is ours.
-        with self._autocast:
-            return (self._task or self._forward)(batch)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        self._result = output
-        return output.loss if isinstance(output, Output) else ()
-
-
-class Remembered:
-    """Buffers as they were before a step's forward passes: one NaN in a running mean would stay for ever."""
-
-    def __init__(self, buffers: Sequence[Tensor]) -> None:
-        self._by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for buffer in buffers:
-            live, kept = self._by_dtype.setdefault(buffer.dtype, ([], []))
-            live.append(buffer)
-            kept.append(buffer.clone())
-
-    @torch.no_grad()
-    def note(self) -> None:
-        """Keep the values of this moment."""
-        for live, kept in self._by_dtype.values():
-            torch._foreach_copy_(kept, live)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the kept values back."""
-        for live, kept in self._by_dtype.values():
-            torch._foreach_copy_(live, kept)
-
-
 def squared_norm(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """() float64, sum of squares; squares of fp32 norms overflow in fp32 only."""
+    """() float64, the sum of squares over all tensors."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64, device=device)
     norms = torch._foreach_norm([tensor.float() for tensor in tensors])
     return torch.stack(list(norms)).to(device, torch.float64).square().sum()
-
-
-def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that belong to a module's state; the others are made anew by its constructor."""
-    for prefix, part in module.named_modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            if name not in part._non_persistent_buffers_set:
-                yield (f"{prefix}.{name}" if prefix else name), buffer
-
-
-def _storable(buffer: Tensor) -> Tensor:
-    """Halves as fp32, all else as it is."""
-    return buffer.float() if buffer.dtype in (torch.bfloat16, torch.float16) else buffer
 
 
 def _dtype_name(tensor: Tensor) -> str:
