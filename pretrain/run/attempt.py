@@ -135,8 +135,8 @@ def refuse_if_alive(folder: Path, number: int) -> None:
     if is_alive(folder, number):
         record = attempts(folder)[number]
         raise UserError(
-            f"run {folder.parent}: in use by attempt {number} (process {record['process']['pid']} on {record['host']}); "
-            f"wait for it, or stop it first"
+            f"run {folder.parent}: in use by attempt {number} (process {record['process']['pid']} on "
+            f"{record['host']}); wait for it, or stop it first"
         )
 
 
