@@ -299,7 +299,6 @@ class Loader:
 
     def _batches(self, workers: Workers[np.ndarray, Rows]) -> Iterator[Batch]:
         while True:
-            self._quarantine.check()
             for _ in range(self._accumulation):
                 asked = time.perf_counter()
                 rows = next(workers, None)
@@ -309,6 +308,13 @@ class Loader:
                 batch = rows.batch()
                 self._quarantine.add(len(batch), rows.lines)
                 yield batch
+
+    def complaint(self) -> str | None:
+        """Too many samples of this rank were unreadable, in words; None while the budget holds.
+
+        Asked at step boundaries, so that all ranks can save before they stop.
+        """
+        return self._quarantine.complaint()
 
     def close(self) -> None:
         """End the workers; another `iter` starts again at `start`."""

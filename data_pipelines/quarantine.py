@@ -109,13 +109,18 @@ class Quarantine:
         """Stop when too much is bad.
 
         Raises:
-            DataError: names the worst shards.
+            DataError: see `complaint`.
         """
+        if words := self.complaint():
+            raise DataError(words)
+
+    def complaint(self) -> str | None:
+        """Too much is bad: how much, and the worst shards; None while the budget holds."""
         if self._replaced <= max(FREE, self._max_share * self._seen):
-            return
+            return None
         worst_shards = Counter(shard for shard, _ in sorted(self._bad)).most_common(WORST)
         worst = ", ".join(f"{shard} ({count})" for shard, count in worst_shards)
-        raise DataError(
+        return (
             f"{self._replaced} of {self._seen} samples were unreadable on rank {self._rank}, more than the allowed "
             f"share of {self._max_share:g}; worst shards: {worst}. See `thalweg data check` and data.max_quarantined"
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data_pipelines.base import SavedAndStopped, ThalwegError
+from data_pipelines.base import DataError, SavedAndStopped, ThalwegError
 from data_pipelines.batch import Batch
 from data_pipelines.ledger import NUM_LIMBS, from_limbs, to_limbs
 from pretrain.engine import StepStats
@@ -44,7 +44,8 @@ def train(session: Session, stop: StopFlag) -> None:
             batches = session.next_micro_batches()
             waited = time.perf_counter() - began
             stats = engine.accumulate(batches)
-            shared = share(session, stats, batches, stop.is_set, waited)
+            bad_data = session.loader.complaint()
+            shared = share(session, stats, batches, (stop.is_set, bad_data is not None), waited)
             complaint = session.guard.complaint(shared.loss, shared.grad_norm)
             lr = learning_rate(progress.step, session.total_steps, recipe.optim, recipe.train.global_batch)
             weights = watch.weights_before()
@@ -70,8 +71,10 @@ def train(session: Session, stop: StopFlag) -> None:
                 watch.note(online_probe(session))
             if due(progress.step, recipe.monitor.log_every, last):
                 watch.write()
-            if shared.stop or due(progress.step, recipe.checkpoint.every, last):
+            if shared.stop or shared.bad_data or due(progress.step, recipe.checkpoint.every, last):
                 saved_at = progress.step if session.save() else saved_at
+            if shared.bad_data:
+                raise DataError(bad_data or "another rank met too many unreadable samples; its log names the shards")
             if shared.stop and not last:
                 if saved_at != progress.step:
                     raise ThalwegError(
@@ -100,6 +103,7 @@ class Shared:
         loss: mean over the rows of the global batch.
         grad_norm: L2 norm over all parameters, before clipping.
         stop: some rank was asked to stop.
+        bad_data: some rank met more unreadable samples than the recipe allows.
         waited: share of the ranks' time spent waiting for data, in seconds a rank.
         ledger: 128-bit sum over the step's slots.
         logs: the objective's own figures and mean energies, over ranks and micro steps.
@@ -108,29 +112,33 @@ class Shared:
     loss: float
     grad_norm: float
     stop: bool
+    bad_data: bool
     waited: float
     replaced: int
     ledger: int
     logs: dict[str, float]
 
 
-def share(session: Session, stats: StepStats, batches: Sequence[Batch], stop: bool, waited: float) -> Shared:
+def share(
+    session: Session, stats: StepStats, batches: Sequence[Batch], flags: tuple[bool, bool], waited: float
+) -> Shared:
     """The step's one all-reduce: a float64 vector on the CPU group (DESIGN rule 10).
 
     A non-finite loss or gradient on one rank makes the sums non-finite on all: every rank sees it.
     """
     own = {**stats.logs, **{f"{name}_energy": float(values.mean()) for name, values in stats.energies.items()}}
     names = sorted(own)
-    head = [stats.loss_sum, stats.rows, stats.squared_grad_norm, float(stop), waited, sum(b.replaced for b in batches)]
+    head = [stats.loss_sum, stats.rows, stats.squared_grad_norm, *flags, waited, sum(b.replaced for b in batches)]
     logs = [own[name] for name in names]
     limbs = to_limbs(sum(batch.ledger for batch in batches) % LEDGER_MODULUS)
     total = session.world.sum(np.concatenate([head, logs, limbs]).astype(np.float64))
-    loss_sum, rows, squared, stops, waits, replaced = total[: len(head)]
+    loss_sum, rows, squared, stops, bad_data, waits, replaced = total[: len(head)]
     ranks = session.world.world_size
     return Shared(
         loss=loss_sum / rows if rows else 0.0,
         grad_norm=math.sqrt(squared) if squared >= 0 else math.nan,
         stop=stops > 0,
+        bad_data=bad_data > 0,
         waited=waits / ranks,
         replaced=int(replaced),
         ledger=from_limbs(total[-NUM_LIMBS:]),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.collectives.gather import gather_constant, world_size
@@ -25,19 +26,38 @@ class GroupBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel of (B, C, ...) over rows, places and ranks."""
-        if not self.training or world_size() == 1:
-            return super().forward(input)
         self._check_input_dim(input)
+        if not self.training or world_size() == 1:
+            return self._alone(input)
         output, mean, variance, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
         self._update(mean, variance, count)
         return output
+
+    def _alone(self, input: Tensor) -> Tensor:
+        """torch's own batch norm, in fp32: running statistics stay so beside weights that ZeRO keeps in bf16."""
+        by_batch = self.training or self.running_mean is None
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        share = self._share() if by_batch and self.running_mean is not None else 0.0
+        weight, bias = (None if each is None else each.float() for each in (self.weight, self.bias))
+        output = F.batch_norm(
+            input.float(), self.running_mean, self.running_var, weight, bias, by_batch, share, self.eps
+        )
+        return output.to(input.dtype)
+
+    def _share(self) -> float:
+        """Weight of the newest batch in the running statistics."""
+        if self.momentum is not None:
+            return self.momentum
+        assert self.num_batches_tracked is not None
+        return 1 / int(self.num_batches_tracked)
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = self._share()
         unbiased = variance * (count / (count - 1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -260,16 +261,19 @@ def test_a_substitute_that_turns_bad_is_replaced_by_the_next(packed, tmp_path):
     assert_equal(read(loader_of([packed], order, quarantine=folder, attempt=3), 1)[0], once[0])
 
 
-def test_too_many_bad_samples_stop_the_run_between_steps(packed):
+def test_too_many_bad_samples_are_told_in_words(packed):
     for n in range(30, 45):
         damage(packed, f"key{n}")
     order = order_of([packed], shuffle="none", num_lanes=1)
-    batches = iter(loader_of([packed], order, global_batch=4, accumulation=2, max_quarantined=0.1))
-    seen = []
-    with pytest.raises(DataError, match=r"14 of 44 samples .* worst shards: train-000002\.tar \(15\)"):
-        for batch in batches:
-            seen.append(batch)
-    assert len(seen) % 2 == 0 and seen[-1].replaced
+    loader = loader_of([packed], order, global_batch=4, accumulation=2, max_quarantined=0.1)
+    replaced = 0
+    for seen, batch in enumerate(loader, start=1):
+        replaced += batch.replaced
+        complaint = loader.complaint()
+        assert (complaint is not None) == (replaced > max(10, 0.1 * 2 * seen)), "told with the batch that spends it"
+        if complaint:
+            break
+    assert re.search(r"12 of 42 samples .* worst shards: train-000002\.tar \(15\)", complaint)
 
 
 def test_a_cut_without_a_readable_sample_ends_in_words(packed):

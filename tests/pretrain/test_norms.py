@@ -46,3 +46,26 @@ def test_a_lone_batch_norm_is_replaced_too() -> None:
 def test_a_vector_is_no_batch() -> None:
     with pytest.raises(ValueError, match=r"want \(B, C, \.\.\.\), got \[3\]"):
         GroupBatchNorm(3)(torch.randn(3))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_alone_it_is_torchs_batch_norm_to_the_last_figure(momentum: float | None, affine: bool) -> None:
+    plain = nn.BatchNorm1d(3, momentum=momentum, affine=affine)
+    coupled = couple_batch_norms(copy.deepcopy(plain))
+    for _ in range(3):
+        rows = torch.randn(8, 3)
+        assert torch.equal(coupled(rows), plain(rows))
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(coupled.get_buffer(name), buffer), name
+    assert torch.equal(coupled.eval()(rows), plain.eval()(rows))
+
+
+def test_bf16_weights_go_with_fp32_statistics() -> None:
+    """What ZeRO makes of a batch norm in bf16."""
+    norm = couple_batch_norms(nn.BatchNorm1d(3))
+    norm.weight.data, norm.bias.data = norm.weight.data.bfloat16(), norm.bias.data.bfloat16()
+    rows = torch.randn(8, 3).bfloat16()
+    assert norm(rows).dtype == torch.bfloat16
+    assert norm.eval()(rows).dtype == torch.bfloat16
+    assert norm.running_mean is not None and norm.running_mean.dtype == torch.float32

@@ -1,0 +1,53 @@
+"""A folder of one's own, and other people's tars, through a packaged recipe by overrides alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.run.directory import RunDirectory
+from tests.river import newest_result, thalweg
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("own_data")]
+
+SHORT = ["train.steps=4", "train.global_batch=16", "checkpoint.every=4", "data.workers=0"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Class folders of coloured pictures with names as people give them."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(["Äpfel & Birnen", 'it\'s "quoted"']):
+        folder = tmp_path / "my photos" / name
+        folder.mkdir(parents=True)
+        for number in range(24):
+            picture = rng.integers(0, 90, (32, 40, 3)) + np.array([120 * label, 60, 0])
+            Image.fromarray(picture.astype(np.uint8)).save(folder / f"bild {number}.jpg")
+    return tmp_path / "my photos"
+
+
+def test_own_folder_is_packed_checked_pretrained_judged_and_reported(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    thalweg("data", "pack", "imagefolder", str(photos), "packed set", "val_fraction=0.25")
+    assert "whole" in thalweg("data", "check", "packed set/train")
+    data = ["data.path=packed set/train", "data.validation=packed set/val"]
+    thalweg("pretrain", "mae_debug", "name=my run", "objective.image_size=28", *data, *SHORT)
+    run = RunDirectory(tmp_path / "runs" / "my run")
+    assert run.finished()
+    thalweg("eval", "knn", str(run.root))
+    result = newest_result(run, "knn")
+    assert set(result["controls"]) == {"raw", "random_init"}
+    thalweg("report", str(run.root), "--out", "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Äpfel &amp; Birnen" in page
+
+
+def test_tars_without_an_index_run_through_the_same_recipe(shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = [f"data.path={shared_data}/cifar10/train-*.tar", f"data.validation={shared_data}/cifar10/test-000000.tar"]
+    thalweg("pretrain", "info_nce_debug", "name=cifar", *data, *SHORT, "--ranks", "2")
+    run = RunDirectory(tmp_path / "runs" / "cifar")
+    assert run.finished()
+    assert run.info()["samples"] == 2400
+    assert run.info()["facts"]["channels"] == 3
