@@ -18,11 +18,11 @@ class Unmask(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, grid: int, width: int) -> None:
+    def __init__(self, grid: int, width: int, position_base: float) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.register_buffer("positions", sincos_positions(grid, width, position_base), persistent=False)
 
     def forward(self, latents: Tensor, visible: Tensor) -> Tensor:
         """Build the full sequence, positions added.
@@ -60,11 +60,13 @@ class PixelDecoder(nn.Module):
             """As a transformers config."""
             return ViTConfig(**self.model_dump(), layer_norm_eps=1e-6, **settings)
 
-    def __init__(self, config: Config, *, latent_width: int, grid: int, patch_values: int) -> None:
+    def __init__(
+        self, config: Config, *, latent_width: int, grid: int, patch_values: int, position_base: float
+    ) -> None:
         super().__init__()
         vit = config.vit(attn_implementation="sdpa")
         self.embed = nn.Linear(latent_width, config.hidden_size)
-        self.unmask = Unmask(grid, config.hidden_size)
+        self.unmask = Unmask(grid, config.hidden_size, position_base)
         self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
         self.to_pixels = nn.Linear(config.hidden_size, patch_values)

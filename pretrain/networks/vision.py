@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, ViTModel
 
 from data_pipelines.base import UserError
 from pretrain.networks.architectures import VISION, model_class, network_config
-from pretrain.networks.vit import draw_vit
+from pretrain.networks.vit import POSITION_BASE, draw_vit
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Features:
         return self.pooled if self.cls is None else torch.cat([self.cls, self.pooled], dim=-1)
 
 
-def vision_encoder(tree: Mapping[str, Any], where: str, *, image_size: int, channels: int) -> PreTrainedModel:
+def vision_encoder(
+    tree: Mapping[str, Any], where: str, *, image_size: int, channels: int, position_base: float = POSITION_BASE
+) -> PreTrainedModel:
     """Draw the image encoder that `tree` describes, without a pooling head.
 
     ViTs get fixed sine-cosine positions and the initialisation of MAE and MoCo v3 (`draw_vit`).
@@ -48,7 +50,7 @@ def vision_encoder(tree: Mapping[str, Any], where: str, *, image_size: int, chan
     if image_size % config.patch_size:
         raise UserError(f"{where}: image_size={image_size} is no multiple of patch_size={config.patch_size}")
     encoder = ViTModel(config, add_pooling_layer=False)
-    draw_vit(encoder)
+    draw_vit(encoder, position_base)
     return encoder
 
 

@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from transformers import ViTModel
 from transformers.models.vit.modeling_vit import ViTLayer
 
+POSITION_BASE = 10_000.0
+"""Of the slowest wave, as in the papers; their grids have 14 patches a side and more."""
 
-def sincos_positions(grid: int, width: int) -> Tensor:
+
+def sincos_positions(grid: int, width: int, base: float = POSITION_BASE) -> Tensor:
     """Two-dimensional sine-cosine positions, row by row, behind a zero for the class token.
 
     Args:
         grid: patches along one side.
         width: D, a multiple of 4; the first half codes the column, the second the row.
+        base: the slowest wave is this many times longer than the fastest, which is 2 pi patches.
 
     Returns:
         (1 + grid * grid, D) float32.
@@ -29,7 +33,7 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     """
     if width % 4:
         raise ValueError(f"sine-cosine positions want a width that is a multiple of 4, got {width}")
-    frequencies = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    frequencies = base ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.outer(torch.arange(grid, dtype=torch.float64), frequencies)  # (grid, D/4)
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (grid, D/2)
     columns, rows = waves.repeat(grid, 1), waves.repeat_interleave(grid, dim=0)
@@ -38,14 +42,14 @@ def sincos_positions(grid: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def draw_vit(encoder: ViTModel) -> None:
+def draw_vit(encoder: ViTModel, position_base: float = POSITION_BASE) -> None:
     """Redraw a ViT: fixed positions, small class token, Xavier in patches and blocks.
 
     Source: MAE's and MoCo v3's published code.
     """
     embeddings = encoder.embeddings
     grid = int(embeddings.patch_embeddings.num_patches**0.5)
-    embeddings.position_embeddings.copy_(sincos_positions(grid, encoder.config.hidden_size))
+    embeddings.position_embeddings.copy_(sincos_positions(grid, encoder.config.hidden_size, position_base))
     embeddings.position_embeddings.requires_grad_(False)
     nn.init.normal_(embeddings.cls_token, std=0.02)
     projection = embeddings.patch_embeddings.projection

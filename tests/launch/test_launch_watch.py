@@ -15,11 +15,12 @@ import yaml
 from data_pipelines.base import UserError
 from launch.cluster import Cluster, ClusterConfig
 from launch.entry import Entry, EvalEntry
-from launch.job import Job, Submission, this_process
+from launch.job import Job, Submission
 from launch.submit import eval_job_name, overrides_of, submit_eval
 from launch.watch import MAX_TRIES, Watcher, drain, watch
 from pretrain.config import EvalSpec, Recipe
 from pretrain.run.directory import RunDirectory
+from pretrain.run.process import describe
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -45,7 +46,7 @@ class Notebook(Cluster):
     def submit(self, job: Job, entry: Entry) -> Submission:
         assert isinstance(entry, EvalEntry)
         self.jobs.append((job, entry))
-        return job.record(Submission("local", str(os.getpid()), str(job.folder), this_process()))
+        return job.record(Submission("local", str(os.getpid()), str(job.folder), describe()))
 
     @staticmethod
     def is_alive(submission: Submission) -> bool:
@@ -85,7 +86,7 @@ def commit(run: Path, step: int) -> Path:
 
 def dies(job: Job) -> None:
     """What is left of a job whose process is gone."""
-    job.record(Submission("local", "1", str(job.folder), {**this_process(), "started": 0.0}))
+    job.record(Submission("local", "1", str(job.folder), {**describe(), "started": 0.0}))
 
 
 def test_each_eval_of_each_checkpoint_is_submitted_once(run: Path) -> None:
@@ -150,7 +151,7 @@ def test_a_claim_whose_submitter_died_is_taken_over(run: Path) -> None:
     cluster = notebook()
     Watcher(run, cluster).look()
     assert [entry.name for _job, entry in cluster.jobs] == ["linear_probe"], "its submitter, this process, lives"
-    (abandoned.folder / "job.json").write_text(json.dumps({"claimed_by": {**this_process(), "started": 0.0}}))
+    (abandoned.folder / "job.json").write_text(json.dumps({"claimed_by": {**describe(), "started": 0.0}}))
     Watcher(run, cluster).look()
     assert [entry.name for _job, entry in cluster.jobs] == ["linear_probe", "knn"]
 
