@@ -114,7 +114,8 @@ class World:
         except RuntimeError as error:
             if not isinstance(error, dist.DistError) and not re.search(r"gloo|Connection (closed|reset)", str(error)):
                 raise
-            reason = str(error).strip().splitlines()[0]
+            # gloo puts its source line in front, and advice behind the first sentence
+            reason = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip().splitlines()[0]).split(". ")[0]
             raise PeerLostError(
                 f"rank {self.rank}: another rank is gone or silent ({reason}); start again to resume"
             ) from error
