@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -36,7 +36,7 @@ from pretrain.checkpoint import CheckpointReader, newest_whole
 from pretrain.networks.vision import Features, features
 from pretrain.networks.vit import draw_vit
 from pretrain.objective import DataFacts, Encoder, Objective
-from pretrain.objectives import build
+from pretrain.objectives import GROUP, build
 from pretrain.run.directory import RunDirectory
 
 MANIFEST = "MANIFEST.json"
@@ -355,6 +355,10 @@ def _quiet() -> Iterator[None]:
 
 def _load_own(config: Mapping[str, Any], folder: Path) -> nn.Module:
     module_name, _, class_name = config["network"].partition(":")
+    if module_name.partition(".")[0] not in {"pretrain", *_third_parties()}:
+        raise UserError(
+            f"export {folder}: its network {config['network']} is of no package that registers objectives here"
+        )
     try:
         kind = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError):
@@ -362,3 +366,8 @@ def _load_own(config: Mapping[str, Any], folder: Path) -> nn.Module:
     module: nn.Module = kind(parse(kind.Config, config["settings"], f"{folder}/config.json"))
     module.load_state_dict(load_file(folder / "model.safetensors"))
     return module
+
+
+def _third_parties() -> set[str]:
+    """Packages whose objectives are registered: an export may name networks of these, and of no other code."""
+    return {point.module.partition(".")[0] for point in entry_points(group=GROUP)}

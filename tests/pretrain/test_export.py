@@ -287,7 +287,27 @@ class Mean(torch.nn.Module):
         return Features(pooled=self.project(images.flatten(1)))
 
 
-def test_a_network_of_our_own_opens_through_load_encoder(tmp_path, images):
+@pytest.fixture
+def registered(tmp_path, monkeypatch):
+    """This module as an installed package that registers an objective."""
+    metadata = tmp_path / "site" / "third_party-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[thalweg.objectives]\nmean = {Mean.__module__}:Mean\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+
+@pytest.mark.parametrize("network", ["subprocess:Popen", "os:system", f"{Mean.__module__}:Mean"])
+def test_an_export_names_no_code_but_that_of_registered_packages(tmp_path, network):
+    preprocessor = {"image_size": SIDE, "channels": 1}
+    exports._write(Encoder(Mean(Mean.Config()), "network.", preprocessor), {"run": "r"}, tmp_path / "own")
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    (tmp_path / "own" / "config.json").write_text(json.dumps({**config, "network": network}))
+    with pytest.raises(UserError, match="is of no package that registers objectives here"):
+        load_encoder(tmp_path / "own")
+
+
+def test_a_network_of_our_own_opens_through_load_encoder(tmp_path, images, registered):
     network = Mean(Mean.Config(width=4))
     preprocessor = {"image_size": SIDE, "channels": 1}
     exports._write(Encoder(network, "network.", preprocessor), {"run": "r"}, tmp_path / "own")
@@ -295,6 +315,6 @@ def test_a_network_of_our_own_opens_through_load_encoder(tmp_path, images):
     torch.testing.assert_close(opened.features(images)["pooled"], network.features(images).pooled.detach())
     assert not torch.allclose(opened.random_init(0).features(images)["pooled"], opened.features(images)["pooled"])
     config = json.loads((tmp_path / "own" / "config.json").read_text())
-    Path(tmp_path / "own" / "config.json").write_text(json.dumps({**config, "network": "nowhere:Gone"}))
+    Path(tmp_path / "own" / "config.json").write_text(json.dumps({**config, "network": "pretrain.nowhere:Gone"}))
     with pytest.raises(UserError, match="nowhere:Gone is not installed here"):
         load_encoder(tmp_path / "own")
