@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data_pipelines.base import DataError, SavedAndStopped, ThalwegError
+from data_pipelines.base import SavedAndStopped, ThalwegError, UserError
 from data_pipelines.batch import Batch
 from data_pipelines.ledger import NUM_LIMBS, from_limbs, to_limbs
 from pretrain.engine import StepStats
@@ -33,7 +33,8 @@ def train(session: Session, stop: StopFlag) -> None:
 
     Raises:
         SavedAndStopped: a signal asked for it; a checkpoint was committed.
-        ThalwegError: too many bad steps in a row, or data unreadable beyond its budget.
+        UserError: too many bad steps in a row, or data unreadable beyond its budget: starting again would not help.
+        ThalwegError: the last checkpoint could not be written.
     """
     recipe, engine, progress = session.recipe, session.engine, session.progress
     watch = Watch(session)
@@ -74,7 +75,7 @@ def train(session: Session, stop: StopFlag) -> None:
             if shared.stop or shared.bad_data or due(progress.step, recipe.checkpoint.every, last):
                 saved_at = progress.step if session.save() else saved_at
             if shared.bad_data:
-                raise DataError(bad_data or "another rank met too many unreadable samples; its log names the shards")
+                raise UserError("; ".join(words for words in session.world.gather_object(bad_data) if words))
             if shared.stop and not last:
                 if saved_at != progress.step:
                     raise ThalwegError(
@@ -147,11 +148,11 @@ def share(
 
 
 def skip_or_give_up(session: Session, complaint: str) -> None:
-    """Count a bad step; raises ThalwegError when the budget is spent."""
+    """Count a bad step; raises UserError when the budget is spent."""
     spent = session.guard.skip()
     session.event("skipped", f"step skipped: {complaint} ({session.guard.in_a_row} in a row)")
     if spent:
-        raise ThalwegError(
+        raise UserError(
             f"run {session.run.root}: {session.guard.in_a_row} bad steps in a row, the last because {complaint}; "
             f"lower optim.base_lr or set optim.clip_norm, and go on from an earlier checkpoint with --rollback-to STEP"
         )

@@ -88,19 +88,19 @@ def test_run_in_use_is_refused(tmp_path, digits):
 
 
 def test_too_many_unreadable_samples_stop_the_run_with_a_checkpoint(tmp_path, digits):
-    """Damage on the disk itself: every shard loses half of its bytes' meaning."""
+    """Damage on the disk itself: half of the shards lose a byte in nearly every sample."""
     bad = tmp_path / "bad"
     shutil.copytree(digits / "train", bad)
     for tar in sorted(bad.glob("*.tar"))[:4]:
         content = bytearray(tar.read_bytes())
-        for place in range(600, len(content), 1000):
+        for place in range(600, len(content), 500):
             content[place] ^= 0xFF
         tar.write_bytes(content)
     recipe, run = write_recipe(tmp_path, "bad", digits), run_named(tmp_path, "bad")
     code, output = finish(start("pretrain", str(recipe), f"data.path={bad}", "--ranks", "2"))
-    assert code == 1, output
-    assert "worst shards: " in output
-    assert run.attempts()[1]["exit_code"] == 1
+    assert code == 2, output
+    assert output.count("worst shards: ") >= 1
+    assert {number: record["exit_code"] for number, record in run.attempts().items()} == {1: 2}, "and stays down"
     assert steps_done(run) in committed(run.checkpoints)
     assert all(line["reason"] for line in read_lines(run.quarantine / "rank-0.jsonl"))
     assert "are exactly what the order says" in thalweg("runs", "verify", str(run.root))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from data_pipelines.base import Strict
 from data_pipelines.batch import Batch, Sample
@@ -126,9 +126,14 @@ class ImageView(Strict):
     channels: Literal[1, 3] = 3
     """1 grey, 3 colour; other images are converted."""
     mean: tuple[float, ...] = Field(default_factory=lambda data: default_mean(data.get("channels", 3)))
-    """Per channel, in [0, 1]; ImageNet's for colour when unset, 0.5 otherwise."""
+    """Per channel, or one for all, in [0, 1]; ImageNet's for colour when unset, 0.5 otherwise."""
     std: tuple[float, ...] = Field(default_factory=lambda data: default_std(data.get("channels", 3)))
-    """Per channel, in [0, 1]."""
+    """Like `mean`."""
+
+    @field_validator("mean", "std", mode="after")
+    @classmethod
+    def _one_for_all(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        return values * info.data.get("channels", 1) if len(values) == 1 else values
 
     @model_validator(mode="after")
     def _one_statistic_a_channel(self) -> Self:

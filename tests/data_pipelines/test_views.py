@@ -217,3 +217,11 @@ def test_a_damaged_image_is_a_sample_error():
         PlainImage(image_size=16).sample(Sample("k", {"png": whole.fields["png"][:60]}), Draw(0, 0))
     with pytest.raises(SampleError, match="no image"):
         PlainImage(image_size=16).sample(Sample("k", {"txt": b"words"}), Draw(0, 0))
+
+
+def test_one_mean_stands_for_all_channels():
+    view = PlainImage(image_size=8, channels=3, mean=(0.2,), std=(0.3,))
+    assert view.mean == (0.2, 0.2, 0.2)
+    assert view.std == (0.3, 0.3, 0.3)
+    with pytest.raises(ValueError, match="3 channels want as many means"):
+        PlainImage(image_size=8, channels=3, mean=(0.2, 0.1))
