@@ -3,7 +3,7 @@
 ThalwegError           exit code 1
     UserError          recipe, path or flag at fault; exit code 2
     SavedAndStopped    saved, wants to be started again; exit code 85
-    DataError          the budget of quarantined samples is spent
+    DataError          the data cannot carry the run any further
         SampleError    one sample cannot be read or decoded; quarantined, never fatal by itself
     CheckpointError    damaged, or of another model
 """
