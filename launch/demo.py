@@ -25,8 +25,8 @@ from data_pipelines.base import ThalwegError
 RANKS = 2
 KILL_AT_STEP = 40
 JOB_TIMEOUT_S = 900.0
-EVALS = {"linear_probe": ["repeats=3"], "knn": []}
-"""Evals and what is asked of them; three draws of the labels are enough to see the difference."""
+EVALS = {"linear_probe": ["budgets=[10]", "repeats=3"], "knn": []}
+"""Evals and what is asked of them: few labels and all, three draws of the few."""
 RUNS = {"mae": "mae_small", "info_nce": "info_nce_small"}
 LEAST_RANK = 8.0
 """Effective rank that is well above collapse (1) for ten classes of digits."""
