@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
+KILLS  ?= 50
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
@@ -29,8 +30,10 @@ system:  ## what the SLURM and browser tests need, from Debian; skipped without 
 demo: $(READY)
 	$(BIN)/thalweg demo
 
+# Real processes on few cores can miss a deadline beside others: what fails is run once more, alone, and then counts.
 test: $(READY) system
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not gpu and not slurm'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not gpu and not slurm' || \
+	  $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m 'not gpu and not slurm'
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
 test-fast: $(READY)
@@ -50,8 +53,8 @@ format: $(READY)
 	$(BIN)/ruff format -q .
 	$(BIN)/ruff check -q --fix .
 
-soak: $(READY)
-	$(BIN)/python -m pytest -m slow tests/soak
+soak: $(READY)  ## KILLS random kills of a rank, each run compared with an unbroken one
+	for kill in $$(seq $(KILLS)); do $(BIN)/python -m pytest tests/test_river.py -k killed_at_a_random || exit 1; done
 
 clean:
 	rm -rf demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
