@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,9 @@ class Strict(BaseModel):
 
 
 Config = TypeVar("Config", bound=BaseModel)
+
+_BASE_60 = re.compile(r"[-+]?\d+(:\d+)+")
+"""YAML 1.1 reads 1:30 as ninety; here it is START:STOP."""
 
 
 def parse(model: type[Config], tree: Mapping[str, Any], where: str) -> Config:
@@ -134,7 +138,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             if not isinstance(node, dict):
                 raise UserError(f"override {override!r}: {parent!r} holds a value, not a group of keys")
         try:
-            node[last] = yaml.safe_load(text)
+            node[last] = text if _BASE_60.fullmatch(text) else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"override {override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
     return result

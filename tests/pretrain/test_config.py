@@ -84,3 +84,7 @@ def test_written_config_is_the_run_again(recipe_file, tmp_path):
     again = tmp_path / "config.yaml"
     again.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     assert load_recipe(str(again)) == recipe
+
+
+def test_profile_window_is_no_number_to_the_base_of_sixty(recipe_file):
+    assert load_recipe(str(recipe_file), ["profile=1:2"]).profile == "1:2"
