@@ -22,7 +22,11 @@ OPEN_SHARDS = 128
 
 
 class Facts(Strict):
-    """What a set tells an objective before any sample is read."""
+    """What a set tells an objective before any sample is read.
+
+    A field that came after `tokenizer_digest` enters the manifest's digest only where it is set (`Facts.identity`), so
+    that a new one renames no packed set.
+    """
 
     channels: int | None = None
     """Of its images, 1 or 3; None where there are none."""
@@ -33,11 +37,33 @@ class Facts(Strict):
     row_tokens: int | None = None
     """Tokens a packed text row."""
     special_tokens: dict[str, int] = Field(default_factory=dict)
-    """Ids by name: mask, pad, cls, sep, unk."""
+    """Ids by name: mask, pad, cls, sep, unk; `lang:de` of a language, `sentinel:0` of span corruption."""
     labels_field: str | None = None
     """Field that holds class numbers."""
     tokenizer_digest: str | None = None
     """blake2b-16 of the set's tokenizer.json, hexadecimal."""
+    tokens: int | None = None
+    """Tokens of the whole set, without padding."""
+    language: str | None = None
+    """Of packed text rows, which then begin with the token `lang:LANGUAGE`."""
+    languages: tuple[str, ...] = ()
+    """Of parallel text, in the order of its sides."""
+    frames: int | None = None
+    """Of every clip."""
+    frames_per_second: float | None = None
+    label_frames: tuple[int, ...] = ()
+    """Frames that are labelled in every clip, numbered from 0."""
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """RGB by class number, to draw label maps."""
+    moving_classes: tuple[int, ...] = ()
+    """Classes of things that move by themselves."""
+
+    def identity(self) -> dict[str, Any]:
+        """What enters the manifest's digest, as plain data."""
+        fields = type(self).model_fields
+        first = list(fields)[: list(fields).index("tokenizer_digest") + 1]
+        unset = {name for name in fields if name not in first and getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=unset)
 
 
 class Shard(Strict):
@@ -75,7 +101,7 @@ class Manifest(Strict):
         classes = rest.get("classes")
         content = {
             "fields": list(fields),
-            "facts": facts.model_dump(mode="json"),
+            "facts": facts.identity(),
             "classes": list(classes) if classes is not None else None,
             "shards": [shard.model_dump() for shard in shards],
         }

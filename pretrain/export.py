@@ -125,10 +125,9 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 
 def trained_encoder(run: RunDirectory, reader: CheckpointReader) -> Encoder:
     """The objective's encoder with the weights of a checkpoint; nothing but the encoder takes memory."""
-    recipe, facts = run.recipe(), dict(run.info()["facts"])
-    facts["image_size"] = tuple(facts["image_size"]) if facts.get("image_size") else None
+    recipe, facts = run.recipe(), DataFacts.from_plain(run.info()["facts"])
     with torch.device("meta"):
-        objective = build(recipe.objective, DataFacts(**facts), recipe.seed)
+        objective = build(recipe.objective, facts, recipe.seed)
         encoder = objective.encoder()
     wanted = {name: (tensor.shape, tensor.dtype) for name, tensor in _persistent(encoder.module).items()}
     weights = _Weights(reader, objective)

@@ -33,7 +33,12 @@ class DataFacts:
         image_size: (height, width) of its images when they all agree, else None.
         vocabulary_size: of its tokenizer; None for images.
         row_tokens: tokens a packed text row; None for images.
-        special_tokens: ids by name ("mask", "pad", "cls", "sep", "unk").
+        special_tokens: ids by name ("mask", "pad", "cls", "sep", "unk", "lang:de", "sentinel:0").
+        tokenizer_digest: of its tokenizer.json; None for images.
+        languages: of its text, where the set names them; of a mixture, all of them.
+        frames: of every clip; None where a sample is no clip.
+        frames_per_second: of its clips.
+        label_frames: frames that are labelled in every clip.
     """
 
     channels: int | None = None
@@ -41,6 +46,19 @@ class DataFacts:
     vocabulary_size: int | None = None
     row_tokens: int | None = None
     special_tokens: Mapping[str, int] = field(default_factory=dict)
+    tokenizer_digest: str | None = None
+    languages: tuple[str, ...] = ()
+    frames: int | None = None
+    frames_per_second: float | None = None
+    label_frames: tuple[int, ...] = ()
+
+    @classmethod
+    def from_plain(cls, tree: Mapping[str, Any]) -> DataFacts:
+        """Facts from what `asdict` gave, after a journey through JSON."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
+        }
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from data_pipelines.base import UserError
@@ -61,18 +62,23 @@ class Sources:
         return {dataset.name: dataset.digest for dataset in self.datasets}
 
     def facts(self) -> DataFacts:
-        """What all training sets agree on.
+        """What all training sets agree on; they may be of different languages, and all of these are named.
 
         Raises:
             UserError: they disagree.
         """
         every = [data_facts(dataset) for dataset in self.datasets]
-        for dataset, facts in zip(self.datasets, every, strict=True):
-            if facts != every[0]:
+        common = [_without_languages(facts) for facts in every]
+        for dataset, facts in zip(self.datasets, common, strict=True):
+            if facts != common[0]:
                 raise UserError(
-                    f"data: {dataset.path} does not go with {self.datasets[0].path}: {facts} against {every[0]}"
+                    f"data: {dataset.path} does not go with {self.datasets[0].path}: {facts} against {common[0]}"
                 )
-        return every[0]
+        return replace(
+            every[0],
+            special_tokens=dict(chain.from_iterable(facts.special_tokens.items() for facts in every)),
+            languages=tuple(dict.fromkeys(chain.from_iterable(facts.languages for facts in every))),
+        )
 
 
 def open_sources(recipe: Recipe) -> Sources:
@@ -110,15 +116,24 @@ def check_sizes(recipe: Recipe, sources: Sources, world_size: int) -> None:
 
 def data_facts(dataset: Dataset) -> DataFacts:
     """What an objective may know of a set before any sample is read."""
-    facts: dict[str, Any] = dataset.facts()
-    size = facts.get("image_size")
+    facts = dataset.manifest.facts
     return DataFacts(
-        channels=facts.get("channels"),
-        image_size=tuple(size) if size else None,
-        vocabulary_size=facts.get("vocabulary_size"),
-        row_tokens=facts.get("row_tokens"),
-        special_tokens=facts.get("special_tokens") or {},
+        channels=facts.channels,
+        image_size=facts.image_size,
+        vocabulary_size=facts.vocabulary_size,
+        row_tokens=facts.row_tokens,
+        special_tokens=facts.special_tokens,
+        tokenizer_digest=facts.tokenizer_digest,
+        languages=(facts.language,) if facts.language else facts.languages,
+        frames=facts.frames,
+        frames_per_second=facts.frames_per_second,
+        label_frames=facts.label_frames,
     )
+
+
+def _without_languages(facts: DataFacts) -> DataFacts:
+    tokens = {name: token for name, token in facts.special_tokens.items() if not name.startswith("lang:")}
+    return replace(facts, special_tokens=tokens, languages=())
 
 
 def _named_apart(datasets: Sequence[Dataset]) -> list[Dataset]:

@@ -14,10 +14,12 @@ from data_pipelines.base import DataError, SampleError, UserError
 from data_pipelines.foreign import MAX_INFLATION
 from data_pipelines.indexer import write_index
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts, Manifest, read_manifest
+from data_pipelines.shards import Dataset, Facts, Manifest, Shard, read_manifest
 from data_pipelines.storage import glob, local_path, names_in, open_reader, read_bytes
 
 COUNT = 40
+GOLDEN = "18191ffae19c5eacd43dd8f23e25fc3b"
+"""Digest of a small manifest, written down before `Facts` grew."""
 
 
 def fields_of(number):
@@ -264,3 +266,25 @@ def test_cifar_tars_with_and_without_gzip_are_one_set(shared_data):
     assert dataset.facts()["labels_field"] == "cls"
     assert len(dataset.classes) == 10
     assert dataset.read(1, 1399).key.startswith("cifar10/test/")
+
+
+def manifest_of(**facts):
+    shard = Shard(file="a.tar", samples=2, bytes=10, digest="00")
+    return Manifest.make(
+        fields=["cls", "jpg"], facts=Facts(channels=3, labels_field="cls", **facts), shards=[shard], name="x"
+    )
+
+
+def test_facts_that_came_later_rename_no_set_that_lacks_them():
+    assert manifest_of().digest == GOLDEN
+
+
+def test_facts_that_came_later_count_where_they_are_set():
+    later = [
+        {"tokens": 3}, {"language": "de"}, {"languages": ("de", "en")}, {"frames": 4}, {"frames_per_second": 17.0},
+        {"label_frames": (3,)}, {"colours": ((0, 0, 0),)}, {"moving_classes": (1,)},
+    ]  # fmt: skip
+    assert len({manifest_of(**facts).digest for facts in [{}, *later]}) == len(later) + 1
+    for facts in later:
+        manifest = manifest_of(**facts)
+        assert Manifest.model_validate_json(manifest.to_bytes()) == manifest
