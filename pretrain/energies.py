@@ -14,6 +14,11 @@ def l2(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.float() - target.float()).square().mean(dim=-1)
 
 
+def l1(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference over the last axis: (..., D) to (...)."""
+    return (predicted.float() - target.float()).abs().mean(dim=-1)
+
+
 def smooth_l1(predicted: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     """Quadratic below `beta`, linear above; mean over the last axis: (..., D) to (...)."""
     return F.smooth_l1_loss(predicted.float(), target.float(), beta=beta, reduction="none").mean(dim=-1)
@@ -27,6 +32,26 @@ def cosine(predicted: Tensor, target: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Surprise at the true class in nats: logits (N, K), classes (N,) int64, to (N,)."""
     return F.cross_entropy(logits.float(), target, reduction="none")
+
+
+def gradient_difference(predicted: Tensor, target: Tensor) -> Tensor:
+    """How unlike the steps between neighbouring pixels are in size: it punishes blur, which L1 and L2 invite.
+
+    Args:
+        predicted: (B, C, H, W) with H and W at least 2.
+        target: (B, C, H, W).
+
+    Returns:
+        (B,): mean over vertical pairs of neighbours plus mean over horizontal ones.
+
+    Source: Mathieu 2016, arXiv:1511.05440, equation 6 with alpha = 1; means for sums, as in Luc 2017's code.
+    """
+    predicted, target = predicted.float(), target.float()
+    energy = predicted.new_zeros(len(predicted))
+    for axis in (-2, -1):
+        steps, wanted = predicted.diff(dim=axis).abs(), target.diff(dim=axis).abs()
+        energy = energy + (steps - wanted).abs().mean(dim=(1, 2, 3))
+    return energy
 
 
 def normalize_patches(patches: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
