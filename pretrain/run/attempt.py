@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,9 @@ def is_alive(folder: Path, number: int) -> bool:
 
 
 def refuse_if_alive(folder: Path, number: int) -> None:
-    """Raises UserError when attempt `number` is at work."""
+    """Raises UserError when attempt `number` is at work, unless the scheduler has given its job to us."""
+    if _is_earlier_start_of_our_job(attempts(folder).get(number, {})):
+        return
     if is_alive(folder, number):
         record = attempts(folder)[number]
         raise UserError(
@@ -144,12 +147,25 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"{number}.json"
 
 
+def _is_earlier_start_of_our_job(record: Mapping[str, Any]) -> bool:
+    """Whether SLURM has ended that attempt: it started its job again, as ours. A lost node's ranks may run on."""
+    ours = _our_job()
+    same = ours["job"] is not None and record.get("job") == ours["job"]
+    return same and record.get("job_restarts", 0) < ours["job_restarts"]
+
+
 def _who_we_are() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "process": describe(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        **_our_job(),
         "began": time.time(),
         "period_s": BEAT_PERIOD_S,
+    }
+
+
+def _our_job() -> dict[str, Any]:
+    return {
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "job_restarts": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
     }

@@ -57,6 +57,24 @@ def test_zombie_is_no_worker(holder):
     assert not is_alive(folder, 1)
 
 
+def test_slurm_that_starts_its_job_again_ends_the_earlier_start(tmp_path, monkeypatch):
+    """Its ranks on a lost node may run on, and beat."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    old = Attempt.begin(tmp_path, step=0)
+    with pytest.raises(UserError, match="in use by attempt 1"):
+        Attempt.begin(tmp_path, step=0)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    new = Attempt.begin(tmp_path, step=0)
+    with pytest.raises(FencedError):
+        old.check()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    with pytest.raises(UserError, match="in use by attempt 2"):
+        Attempt.begin(tmp_path, step=0)
+    old.end(1)
+    new.end(0)
+
+
 def test_fenced_off_process_may_not_commit(tmp_path):
     first = Attempt.begin(tmp_path, step=0)
     first.check()
