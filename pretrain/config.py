@@ -85,7 +85,8 @@ class EngineConfig(Strict):
     """Optimizer state in CPU memory (ZeRO >= 2, on a GPU)."""
     checkpoint_activations: bool = False
     compile: bool = False
-    collective_timeout_s: float = Field(600.0, gt=0)
+    collective_timeout_s: float = Field(1200.0, gt=0)
+    """Longer than `monitor.watchdog_s`: the watchdog tells which rank is silent, a collective does not."""
 
 
 class Train(Strict):

@@ -42,7 +42,8 @@ def train(session: Session, stop: StopFlag) -> None:
     with Profiler(session) as profiler, Watchdog(session) as watchdog:
         while progress.step < session.total_steps:
             began = time.perf_counter()
-            batches = session.next_micro_batches()
+            with watchdog.reading():
+                batches = session.next_micro_batches()
             waited = time.perf_counter() - began
             stats = engine.accumulate(batches)
             bad_data = session.loader.complaint()

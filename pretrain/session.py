@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,6 +26,7 @@ from pretrain.objective import Objective
 from pretrain.objectives import build
 from pretrain.run.attempt import Attempt, attempts, refuse_if_alive
 from pretrain.run.directory import RunDirectory
+from pretrain.run.process import describe
 from pretrain.scribe import Scribe, start_logging
 from pretrain.sources import Sources, check_sizes, open_sources, total_steps
 
@@ -52,7 +53,13 @@ class Progress:
 
 @dataclass
 class Session:
-    """A run at work in this process."""
+    """A run at work in this process.
+
+    Attributes:
+        attempt: the right to write; rank 0 alone has it.
+        processes: by rank, its host and what tells its process from others (`run.process.describe`).
+        scribe: rank 0 alone has one.
+    """
 
     recipe: Recipe
     run: RunDirectory
@@ -66,6 +73,7 @@ class Session:
     loader: Loader
     attempt_number: int
     attempt: Attempt | None
+    processes: list[dict[str, Any]]
     scribe: Scribe | None
     _stream: Iterator[Batch] | None = field(default=None, repr=False)
 
@@ -99,12 +107,13 @@ class Session:
         elif recipe.init_from:
             _initialize(engine, recipe.init_from, world)
         order = sources.order(recipe, segments, progress.position)
-        attempt, number = _begin(run, world, progress.step)
+        attempt, number, processes = _begin(run, world, progress.step)
         start_logging(run, number, world.rank)
         scribe = Scribe(run, recipe, number, progress.step, steps) if world.rank == 0 else None
         session = cls(
             recipe, run, world, sources, engine, steps, progress, guard, order,
-            _loader(recipe, run, sources, order, engine, world, progress.position, number), number, attempt, scribe,
+            _loader(recipe, run, sources, order, engine, world, progress.position, number), number, attempt,
+            processes, scribe,
         )  # fmt: skip
         session.announce(found["damaged"])
         return session
@@ -225,7 +234,7 @@ def _newest(run: RunDirectory) -> dict[str, Any]:
     return {"path": reader.path if reader else None, "damaged": damaged}
 
 
-def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, int]:
+def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, int, list[dict[str, Any]]]:
     attempt: Attempt | None = None
 
     def begin() -> int:
@@ -234,10 +243,10 @@ def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, 
         return attempt.number
 
     number = on_rank_0(world, begin)
-    processes = world.gather_object(os.getpid())
+    processes = world.gather_object({"host": socket.gethostname(), **describe()})
     if attempt is not None:
-        attempt.update(world_size=world.world_size, processes=processes)
-    return attempt, number
+        attempt.update(world_size=world.world_size, processes=[process["pid"] for process in processes])
+    return attempt, number, processes
 
 
 def _loader(

@@ -6,13 +6,15 @@ import os
 import random
 import shutil
 import signal
+import socket
 
+import psutil
 import pytest
 
 from pretrain.checkpoint import committed
 from pretrain.run.directory import RunDirectory
 from pretrain.run.records import read_lines
-from tests.river import finish, ledger, losses, rank_processes, start, steps_done, thalweg, until, write_recipe
+from tests.river import TINY, finish, ledger, losses, rank_processes, start, steps_done, thalweg, until, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("river")]
 
@@ -53,6 +55,28 @@ def test_rank_killed_at_a_random_step_is_started_again_and_the_losses_are_bit_eq
     assert len(run.attempts()) == 2, output
     assert losses(run) == losses(unbroken)
     assert ledger(run) == ledger(unbroken)
+    assert "2 attempts" in thalweg("runs", "verify", str(run.root))
+
+
+def test_rank_that_hangs_is_named_by_the_one_that_answers_and_the_run_goes_on(unbroken, tmp_path, digits):
+    monitor = {**TINY["monitor"], "watchdog_s": 4}
+    recipe, run = write_recipe(tmp_path, "hung", digits, monitor=monitor), run_named(tmp_path, "hung")
+    process = start("pretrain", str(recipe), "--ranks", "2")
+    victim, step = random.choice([0, 1]), random.randint(2, 9)
+    until(lambda: steps_done(run) >= step, process)
+    stopped = rank_processes(run)[victim]
+    os.kill(stopped, signal.SIGSTOP)
+    code, output = finish(process)
+    assert code == 0, output
+    hang, *others = [event for event in run.events() if event["kind"] == "hang"]
+    assert (hang["silent"], hang["attempt"], others) == ([victim], 1, [])
+    assert f"rank {victim} (process {stopped} on {socket.gethostname()}) did not answer" in hang["words"]
+    assert hang["words"] in output
+    (stacks,) = run.logs(1).glob("stacks-rank-*.txt")
+    assert stacks.name == f"stacks-rank-{1 - victim}.txt"
+    assert "loop.py" in stacks.read_text()
+    assert not psutil.pid_exists(stopped)
+    assert losses(run) == losses(unbroken)
     assert "2 attempts" in thalweg("runs", "verify", str(run.root))
 
 
