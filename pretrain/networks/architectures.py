@@ -28,6 +28,14 @@ TEXT: Table = {
     "roberta": ("RobertaConfig", "RobertaForMaskedLM"),
     "modernbert": ("ModernBertConfig", "ModernBertForMaskedLM"),
 }
+SEQ2SEQ: Table = {
+    "bart": ("BartConfig", "BartForConditionalGeneration"),
+    "mbart": ("MBartConfig", "MBartForConditionalGeneration"),
+    "t5": ("T5Config", "T5ForConditionalGeneration"),
+}
+CAUSAL: Table = {
+    "opt": ("OPTConfig", "OPTForCausalLM"),
+}
 
 
 def settings_of(config_class: type[PretrainedConfig]) -> list[str]:

@@ -11,16 +11,9 @@ from transformers import ModernBertForMaskedLM, PreTrainedModel, RobertaForMaske
 
 from data_pipelines.base import UserError
 from pretrain.networks.architectures import TEXT, model_class, network_config
+from pretrain.networks.documents import within
+from pretrain.networks.vocabulary import refuse_longer, row_tokens, vocabulary
 from pretrain.objective import DataFacts
-
-SPECIAL_TOKENS = {
-    "pad_token_id": "pad",
-    "bos_token_id": "cls",
-    "eos_token_id": "sep",
-    "cls_token_id": "cls",
-    "sep_token_id": "sep",
-}
-"""Our names by those of transformers configs."""
 
 
 def masked_lm_network(tree: Mapping[str, Any], where: str, facts: DataFacts) -> PreTrainedModel:
@@ -29,36 +22,29 @@ def masked_lm_network(tree: Mapping[str, Any], where: str, facts: DataFacts) -> 
     Raises:
         UserError: see `network_config`; the data holds no tokens; or its rows are longer than the network reads.
     """
-    if facts.vocabulary_size is None or facts.row_tokens is None:
-        raise UserError("recipe objective: the data holds no tokens; choose an objective for images, or other data")
-    special = {theirs: facts.special_tokens.get(ours) for theirs, ours in SPECIAL_TOKENS.items()}
+    known, longest = vocabulary(facts), row_tokens(facts)
     first = 0
     if tree.get("architecture") == "roberta":
-        if special["pad_token_id"] is None:
+        if known["pad_token_id"] is None:
             raise UserError(f"{where}: roberta counts positions from its padding, and the data has no pad token")
-        first = special["pad_token_id"] + 1
-    defaults = {"max_position_embeddings": facts.row_tokens + first}
-    config = network_config({**defaults, **tree}, TEXT, where, vocab_size=facts.vocabulary_size, **special)
-    if facts.row_tokens + first > config.max_position_embeddings:
-        raise UserError(
-            f"{where}: rows of {facts.row_tokens} tokens do not fit max_position_embeddings="
-            f"{config.max_position_embeddings}; leave it out, or pack the data with shorter rows"
-        )
+        first = known["pad_token_id"] + 1
+    config = network_config({"max_position_embeddings": longest + first, **tree}, TEXT, where, **known)
+    refuse_longer(config, longest, where, first)
     return model_class(str(tree["architecture"]), TEXT)(config)
 
 
-def hidden_states(network: PreTrainedModel, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+def hidden_states(network: PreTrainedModel, tokens: Tensor, documents: Tensor, positions: Tensor) -> Tensor:
     """Last hidden states, attention kept inside each document.
 
     Args:
         tokens: (B, N) int64.
-        segments: (B, N) int64; tokens attend to tokens of the same number only.
+        documents: (B, N) int64; tokens attend to tokens of the same number only.
         positions: (B, N) int64, counted from 0 in every document.
 
     Returns:
         (B, N, D).
     """
-    together = (segments[:, :, None] == segments[:, None]).unsqueeze(1)  # (B, 1, N, N)
+    together = within(documents)
     attention: Tensor | dict[str, Tensor] = together
     if isinstance(network, ModernBertForMaskedLM):
         near = (positions[:, :, None] - positions[:, None]).abs() <= network.config.sliding_window

@@ -67,6 +67,22 @@ def features(encoder: PreTrainedModel, images: Tensor) -> Features:
     return Features(pooled=output.pooler_output.flatten(1))
 
 
+def feature_map(encoder: PreTrainedModel, images: Tensor) -> Tensor:
+    """Features by place: the patch tokens of a ViT on their grid, or the last map of a convnet.
+
+    Args:
+        images: (B, C, H, W), normalised.
+
+    Returns:
+        (B, D, h, w).
+    """
+    output = encoder(images.to(encoder.dtype))
+    if not isinstance(encoder, ViTModel):
+        return output.last_hidden_state
+    grid = tuple(side // encoder.config.patch_size for side in images.shape[-2:])
+    return output.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
 def feature_width(encoder: PreTrainedModel) -> int:
     """D of `features`."""
     config = encoder.config

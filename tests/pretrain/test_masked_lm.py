@@ -169,8 +169,9 @@ def test_flops_give_the_vocabulary_the_asked_tokens_only() -> None:
         ({"architecture": "bert", "layers": 2}, FACTS, "unknown key 'layers'"),
         ({"architecture": "bret"}, FACTS, "architecture 'bret' is unknown; did you mean 'bert'"),
         ({"architecture": "bert", "vocab_size": 50}, FACTS, "vocab_size=50 contradicts the data's 40"),
-        ({"architecture": "bert", "max_position_embeddings": 8}, FACTS, "rows of 12 tokens do not fit"),
+        ({"architecture": "bert", "max_position_embeddings": 8}, FACTS, "texts of 12 tokens do not fit"),
         ({"architecture": "bert"}, DataFacts(channels=3), "the data holds no tokens"),
+        ({"architecture": "bert"}, DataFacts(vocabulary_size=9), "the data holds no rows of tokens"),
         ({"architecture": "bert"}, DataFacts(None, None, 9, 4, {"pad": 0}), "no mask token"),
         (
             {"architecture": "roberta"}, DataFacts(None, None, 9, 4, {"mask": 0}),
