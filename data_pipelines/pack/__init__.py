@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SOURCES = {
     "fashion_mnist": "data_pipelines.pack.fashion_mnist",
     "imagefolder": "data_pipelines.pack.imagefolder",
+    "imagenet": "data_pipelines.pack.imagenet",
     "mnist": "data_pipelines.pack.mnist",
     "text": "data_pipelines.pack.text",
 }

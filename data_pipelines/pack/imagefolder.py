@@ -27,24 +27,51 @@ SAME_FIELD = {"jpeg": "jpg", "tif": "tiff"}
 NAMES_IN_A_NOTE = 5
 
 
-class Config(PackConfig):
-    """How images are split and, on request, shrunk."""
+class Shrinking(PackConfig):
+    """How large images are shrunk, on request."""
 
-    val_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the images held out as `val`; 0 writes `train` alone."""
     max_side: int | None = Field(None, gt=0)
     """Shrinks images whose longer side exceeds this many pixels, and writes those as JPEG."""
     quality: int = Field(90, ge=1, le=95)
     """JPEG quality of shrunk images."""
 
 
-@dataclass(frozen=True)
+class Config(Shrinking):
+    """How images are split, and how they are shrunk."""
+
+    val_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the images held out as `val`; 0 writes `train` alone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
-    """One file to pack; `label` is None in a flat folder."""
+    """One image to pack: a file, or a span of one.
+
+    Attributes:
+        path: of the file that holds it.
+        field: its lower-case extension.
+        label: its class; None in a flat folder.
+        size: bytes.
+        start: of the image in the file.
+    """
 
     path: Path
     key: str
+    field: str
     label: int | None
+    size: int
+    start: int = 0
+
+    @property
+    def where(self) -> str:
+        """For notes."""
+        return printable(str(self.path)) + (f", {self.key}.{self.field}" if self.start else "")
+
+    def read(self) -> bytes:
+        """The encoded image."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
 
 
 def pack(source: str | None, out: Path, config: Config, progress: Progress = no_progress) -> list[Dataset]:
@@ -59,7 +86,7 @@ def pack(source: str | None, out: Path, config: Config, progress: Progress = no_
     if not folder.is_dir():
         raise UserError(f"data pack imagefolder: {source} is no folder")
     classes, pictures = _collect(folder, config)
-    splits = [_split(name, members, classes, config) for name, members in pictures.items() if members]
+    splits = [split_of(name, members, classes, config) for name, members in pictures.items() if members]
     return write_sets(out, splits, config, name=folder.resolve().name or "images", source=source, progress=progress)
 
 
@@ -124,7 +151,9 @@ def _pictures(root: Path, files: Sequence[Path], labels: dict[str, int] | None) 
         Picture(
             path=root / path,
             key=key if uses[key] == 1 else key_of(str(path)),
+            field=path.suffix[1:].lower(),
             label=None if labels is None else labels[path.parts[0]],
+            size=(root / path).stat().st_size,
         )
         for path, key in zip(files, keys, strict=True)
     ]
@@ -151,36 +180,36 @@ class _Survey:
         return facts, tuple(note + (f"; and {more} more" if more else "") for note in notes if shown)
 
 
-def _split(name: str, pictures: list[Picture], classes: tuple[str, ...] | None, config: Config) -> Split:
+def split_of(name: str, pictures: list[Picture], classes: tuple[str, ...] | None, config: Shrinking) -> Split:
+    """The pictures as a set to write, shuffled; unreadable ones are left out with a note."""
     survey = _Survey(labelled=classes is not None)
     ordered = [pictures[place] for place in shuffled([picture.key for picture in pictures], config.seed)]
     return Split(
         name=name,
         samples=_samples(ordered, survey, config),
         num_samples=len(pictures),
-        num_bytes=sum(picture.path.stat().st_size for picture in pictures),
+        num_bytes=sum(picture.size for picture in pictures),
         describe=survey.describe,
         classes=classes,
     )
 
 
-def _samples(pictures: Sequence[Picture], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(pictures: Sequence[Picture], survey: _Survey, config: Shrinking) -> Iterator[tuple[str, dict[str, bytes]]]:
     for picture in pictures:
         try:
-            data = picture.path.read_bytes()
+            data, name = picture.read(), picture.field
             height, width, channels = image_facts(data)
-            suffix = picture.path.suffix[1:].lower()
             if config.max_side is not None and max(height, width) > config.max_side:
-                suffix, data = "jpg", _shrunk(data, channels, config.max_side, config.quality)
+                name, data = "jpg", _shrunk(data, channels, config.max_side, config.quality)
                 height, width, channels = image_facts(data)
         except (SampleError, OSError) as error:
             reason = error.reason if isinstance(error, SampleError) else error.strerror
-            survey.left_out.append(f"{printable(str(picture.path))} ({reason})")
+            survey.left_out.append(f"{picture.where} ({reason})")
             continue
         survey.sizes.add((height, width))
         survey.channels = max(survey.channels, channels)
         label = {} if picture.label is None else {"cls": str(picture.label).encode()}
-        yield picture.key, {SAME_FIELD.get(suffix, suffix): data, **label}
+        yield picture.key, {SAME_FIELD.get(name, name): data, **label}
 
 
 def _shrunk(data: bytes, channels: int, max_side: int, quality: int) -> bytes:
