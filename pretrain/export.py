@@ -33,7 +33,7 @@ from data_pipelines.base import CheckpointError, Strict, UserError, parse
 from data_pipelines.hashing import mix
 from data_pipelines.views.image import PlainImage
 from pretrain.checkpoint import CheckpointReader, newest_whole
-from pretrain.networks.vision import Features, features
+from pretrain.networks.vision import Features, feature_map, features
 from pretrain.networks.vit import draw_vit
 from pretrain.objective import DataFacts, Encoder, Objective
 from pretrain.objectives import GROUP, build
@@ -265,6 +265,22 @@ class LoadedEncoder:
         if isinstance(self.module, PreTrainedModel):
             return features(self.module, images)
         return cast(Network, self.module).features(images)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Features by place of normalised images; gradients flow where the network's parameters want them.
+
+        Args:
+            images: (B, C, H, W) of the view's size, on the network's device.
+
+        Returns:
+            (B, D, h, w) float32.
+
+        Raises:
+            UserError: the network has none.
+        """
+        if not isinstance(self.module, PreTrainedModel):
+            raise UserError(f"export {self.folder}: {type(self.module).__name__} gives no features by place")
+        return feature_map(self.module, images).float()
 
     def to(self, device: torch.device | str) -> LoadedEncoder:
         """The same encoder on `device`."""

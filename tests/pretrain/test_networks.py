@@ -20,7 +20,7 @@ from pretrain.networks.flops import forward_flops
 from pretrain.networks.projector import Projector
 from pretrain.networks.queue import KeyQueue
 from pretrain.networks.target import cosine_momentum, frozen_twin
-from pretrain.networks.vision import feature_width, features, vision_encoder
+from pretrain.networks.vision import feature_map, feature_width, features, vision_encoder
 from pretrain.networks.vit import sincos_positions
 from pretrain.objective import DataFacts
 from pretrain.objectives import OBJECTIVES, build, objective_class, objective_names
@@ -45,6 +45,22 @@ def test_features_are_as_wide_as_announced(architecture: str) -> None:
     assert found.pooled.shape == (2, feature_width(encoder))
     assert (found.cls is not None) == (architecture == "vit")
     assert found.joined().shape[1] == feature_width(encoder) * (2 if architecture == "vit" else 1)
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_feature_map_keeps_rows_and_columns_and_averages_to_the_pooled_features(architecture: str) -> None:
+    encoder = vision_encoder({"architecture": architecture, **SMALL[architecture]}, "here", image_size=16, channels=3)
+    encoder.eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        found, changed = feature_map(encoder, images), images.clone()
+        changed[:, :, 12:, :4] += 5  # lower left
+        moved = (feature_map(encoder, changed) - found).norm(dim=1)
+        pooled = features(encoder, images).pooled
+    assert found.shape[:2] == (2, feature_width(encoder))
+    assert (moved.flatten(1).argmax(dim=1) == moved.shape[-1] * (moved.shape[-2] - 1)).all()
+    if architecture in ("vit", "resnet"):
+        torch.testing.assert_close(found.mean(dim=(2, 3)), pooled)
 
 
 def test_pooled_features_of_a_vit_leave_the_class_token_out() -> None:
