@@ -6,7 +6,8 @@ They do not depend on the run, so their scores are cached by what they do depend
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,15 +84,24 @@ def _judged(source: Source, data: EvalData, judge: Judge) -> dict[str, float]:
 
 
 def _remembered(source: Source, data: EvalData, config: EvalConfig, protocol: str, judge: Judge) -> dict[str, float]:
-    """The scores of a control, computed the first time."""
     view, settings = source.view.model_dump(mode="json"), config.settings()
-    digest = digest_of(["control", protocol, settings, data.digests(), source.digest, view])
-    path = cache_folder("controls") / f"{digest}.json"
+    content = [protocol, settings, data.digests(), source.digest, view]
+    return remembered(content, lambda: _judged(source, data, judge))
+
+
+def remembered(content: Sequence[Any], compute: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """The scores of a control, computed the first time.
+
+    Args:
+        content: all that they depend on, as plain data.
+        compute: makes them.
+    """
+    path = cache_folder("controls") / f"{digest_of(['control', *content])}.json"
     with alone(path):
         if path.is_file():
             scores: dict[str, float] = json.loads(path.read_text())
             return scores
-        scores = _judged(source, data, judge)
+        scores = dict(compute())
         write_atomically(path, json.dumps(scores, indent=1))
     return scores
 

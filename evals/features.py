@@ -123,38 +123,33 @@ def _compute(source: Source, dataset: Dataset) -> FeatureTable:
     batches = finite_batches(
         dataset, source.view, seed=0, batch_size=_BATCH_SIZE, rank=0, world_size=1, workers=workers
     )
-    with _Progress(dataset) as progress:
-        for batch in batches:
-            kept = batch.weight > 0
-            for kind, features in compute(source.view.batch(batch.to(device))["image"]).items():
-                rows.setdefault(kind, []).append(features.float().cpu()[kept])
-            labels.append(batch["label"][kept])
-            progress.add(len(batch))
+    progress = Progress(f"features of {dataset.name}", dataset.num_samples, "samples")
+    for batch in batches:
+        kept = batch.weight > 0
+        for kind, features in compute(source.view.batch(batch.to(device))["image"]).items():
+            rows.setdefault(kind, []).append(features.float().cpu()[kept])
+        labels.append(batch["label"][kept])
+        progress.add(len(batch))
     return FeatureTable({kind: torch.cat(parts) for kind, parts in rows.items()}, torch.cat(labels))
 
 
-class _Progress:
+class Progress:
     """A line on stderr every ten seconds, with the time that is left."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._name, self._total, self._done = dataset.name, dataset.num_samples, 0
-
-    def __enter__(self) -> _Progress:
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self._what, self._total, self._unit, self._done = what, total, unit, 0
         self._began = self._told = time.monotonic()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def add(self, samples: int) -> None:
-        self._done = min(self._done + samples, self._total)
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self._done = min(self._done + count, self._total)
         now = time.monotonic()
         if now - self._told < _SECONDS_BETWEEN_LINES:
             return
         self._told = now
         left = (now - self._began) * (self._total - self._done) / self._done
         print(
-            f"features of {self._name}: {self._done:,} of {self._total:,} samples, {left:.0f} s left",
+            f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
