@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key=value", help="changes to the recipe, e.g. optim.base_lr=1e-3"
     )
     parser.add_argument("--new-run", action="store_true", help="never resume: the run gets a name of its own")
-    parser.add_argument("--rollback-to", type=int, metavar="STEP", help="drop checkpoints after STEP first")
+    parser.add_argument(
+        "--rollback-to", type=int, metavar="STEP", help="go on from this checkpoint; later ones are set aside"
+    )
     parser.add_argument("--debug", action="store_true", help="tracebacks on the console")
 
 
@@ -54,23 +56,25 @@ def run_recipe(recipe: Recipe, *, rollback_to: int | None = None, debug: bool = 
     world = World.start(recipe.engine.collective_timeout_s)
     start_logging(None, 0, world.rank)
     from pretrain.loop import train
-    from pretrain.session import Session, on_rank_0
+    from pretrain.profiling import memory_in_words
+    from pretrain.session import Session
 
     session: Session | None = None
     exit_code, words = 0, ""
     try:
-        if rollback_to is not None:
-            on_rank_0(world, lambda: roll_back(recipe, rollback_to))
-        session = Session.start(recipe, world)
-        if session is not None:
-            train(session, stop)
+        with memory_in_words(world.rank):
+            session = Session.start(recipe, world, rollback_to)
+            if session is not None:
+                train(session, stop)
     except ThalwegError as error:
         exit_code, words = error.exit_code, str(error)
+        if exit_code == ThalwegError.exit_code:
+            _log_traceback()
         if world.rank == 0 or (session is not None and not isinstance(error, UserError) and exit_code != 85):
             say(error, debug)
     except Exception as error:
         exit_code, words = 1, f"{type(error).__name__}: {first_line(error)}"
-        _log_traceback(session)
+        _log_traceback()
         print(f"rank {world.rank}: {words}", file=sys.stderr)
         if debug:
             traceback.print_exc()
@@ -83,29 +87,11 @@ def run_recipe(recipe: Recipe, *, rollback_to: int | None = None, debug: bool = 
     return exit_code
 
 
-def roll_back(recipe: Recipe, step: int) -> None:
-    """Set newer checkpoints aside, so that the run goes on from `step`.
-
-    Raises:
-        UserError: the run has no checkpoint of that step.
-    """
-    from pretrain.checkpoint import committed
-    from pretrain.run.directory import RunDirectory
-
-    folder = RunDirectory.of(recipe).checkpoints
-    steps = committed(folder)
-    if step not in steps:
-        raise UserError(
-            f"--rollback-to {step}: there is no such checkpoint; there are {', '.join(map(str, steps)) or 'none'}"
-        )
-    for newer in (s for s in steps if s > step):
-        path = folder / f"step-{newer:08d}"
-        path.rename(_free(path.with_name(f"dropped-{path.name}")))
-
-
 def renamed(recipe: Recipe) -> Recipe:
     """The recipe under a name that no run has yet."""
-    free = _free(Path(recipe.runs) / recipe.name)
+    from pretrain.run.rollback import free_path
+
+    free = free_path(Path(recipe.runs) / recipe.name)
     return recipe.model_copy(update={"name": free.name})
 
 
@@ -121,15 +107,7 @@ def say(error: ThalwegError, debug: bool) -> None:
     print(f"thalweg: {error}", file=sys.stderr)
 
 
-def _free(path: Path) -> Path:
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
-def _log_traceback(session: object) -> None:
+def _log_traceback() -> None:
     import logging
 
     log = logging.getLogger("pretrain")

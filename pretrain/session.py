@@ -27,6 +27,7 @@ from pretrain.objectives import build
 from pretrain.run.attempt import Attempt, attempts, refuse_if_alive
 from pretrain.run.directory import RunDirectory
 from pretrain.run.process import describe
+from pretrain.run.rollback import roll_back
 from pretrain.scribe import Scribe, start_logging
 from pretrain.sources import Sources, check_sizes, open_sources, total_steps
 
@@ -78,8 +79,11 @@ class Session:
     _stream: Iterator[Batch] | None = field(default=None, repr=False)
 
     @classmethod
-    def start(cls, recipe: Recipe, world: World) -> Session | None:
+    def start(cls, recipe: Recipe, world: World, rollback_to: int | None = None) -> Session | None:
         """Set a run up, or take it up again; None when it is finished already.
+
+        Args:
+            rollback_to: go on from the checkpoint of this step, whatever came after it.
 
         Raises:
             UserError: the recipe, its data or the run directory do not allow it.
@@ -90,7 +94,7 @@ class Session:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_lanes": sources.num_lanes})})
         objective = build(recipe.objective, sources.facts(), recipe.seed)
         run = RunDirectory.of(recipe)
-        if on_rank_0(world, lambda: _is_finished(run, recipe, sources)):
+        if on_rank_0(world, lambda: _is_finished(run, recipe, sources, rollback_to)):
             if world.rank == 0:
                 log.info("run %s is finished; `thalweg report %s` shows it", run.root, run.root)
             return None
@@ -190,15 +194,16 @@ def on_rank_0(world: World, work: Callable[[], Value]) -> Value:
     return result
 
 
-def _is_finished(run: RunDirectory, recipe: Recipe, sources: Sources) -> bool:
-    """Whether the run there is has nothing left to do; refuses one that is another, or in use."""
-    if not run.exists():
-        return False
-    run.refuse_other(recipe, sources.digests())
-    newest = max(attempts(run.attempts_folder), default=None)
-    if newest is not None:
-        refuse_if_alive(run.attempts_folder, newest)
-    return run.finished()
+def _is_finished(run: RunDirectory, recipe: Recipe, sources: Sources, rollback_to: int | None) -> bool:
+    """Whether the run has nothing left to do, once rolled back; refuses one that is another, or in use."""
+    if run.exists():
+        run.refuse_other(recipe, sources.digests())
+        newest = max(attempts(run.attempts_folder), default=None)
+        if newest is not None:
+            refuse_if_alive(run.attempts_folder, newest)
+    if rollback_to is not None:
+        roll_back(run, rollback_to)
+    return run.exists() and run.finished()
 
 
 def _lay_down(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Objective) -> int:

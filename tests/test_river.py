@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -95,6 +96,23 @@ def test_signalled_run_saves_at_a_step_boundary_exits_85_and_goes_on_elsewhere(u
     assert run.attempts()[2]["began_at_step"] == stopped_at
     assert ledger(run) == ledger(unbroken)
     assert losses(run) == pytest.approx(losses(unbroken), rel=1e-4)
+
+
+def test_run_goes_on_from_an_earlier_checkpoint_and_records_the_steps_of_a_profile(unbroken, tmp_path, digits):
+    shutil.copytree(unbroken.root, tmp_path / "runs" / "unbroken")
+    recipe, run = write_recipe(tmp_path, "unbroken", digits), run_named(tmp_path, "unbroken")
+    for folder in (run.exports, run.evals):
+        (folder / "step-00000012").mkdir(parents=True)  # of weights that the run will not have again
+    thalweg("pretrain", str(recipe), "--ranks", "1", "--rollback-to", "9", "profile=10:12")
+    assert {line["step"]: line["attempt"] for line in run.metrics()} == {n: 1 + (n > 9) for n in range(1, 13)}
+    assert losses(run) == pytest.approx(losses(unbroken), rel=1e-4)
+    assert ledger(run) == ledger(unbroken)
+    assert committed(run.checkpoints) == [9, 12]
+    assert sorted(path.name for path in run.root.glob("*/dropped-*")) == ["dropped-step-00000012"] * 4
+    assert "2 attempts" in thalweg("runs", "verify", str(run.root))
+    trace = json.loads((run.logs(2) / "profile.json").read_text())
+    assert {"step 11", "step 12"} == {e["name"] for e in trace["traceEvents"] if e["name"].startswith("step ")}
+    assert any(e["name"] == "aten::addmm" and e["ph"] == "X" and e["dur"] > 0 for e in trace["traceEvents"])
 
 
 def test_run_in_use_is_refused(tmp_path, digits):
