@@ -50,7 +50,7 @@ class Data(Strict):
 class Optim(Strict):
     """Optimizer and schedule; both are pure functions of the step."""
 
-    name: Literal["adamw", "lars"] = "adamw"
+    name: Literal["adamw", "lars", "sgd"] = "adamw"
     base_lr: float = Field(1.5e-4, gt=0)
     """Learning rate per 256 samples of the global batch; see `lr_scaling`."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
@@ -58,7 +58,7 @@ class Optim(Strict):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of LARS."""
+    """Of LARS and SGD."""
     trust: float = Field(0.001, gt=0)
     """LARS coefficient."""
     weight_decay: float = Field(0.05, ge=0)

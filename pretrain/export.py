@@ -115,7 +115,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         staged = Path(staging) / "export"
-        _write(encoder, origin, staged)
+        write_encoder(encoder, origin, staged)
         try:
             staged.rename(out)
         except OSError:  # another process was faster
@@ -169,7 +169,13 @@ def _persistent(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in tied}
 
 
-def _write(encoder: Encoder, origin: Mapping[str, Any], folder: Path) -> None:
+def write_encoder(encoder: Encoder, origin: Mapping[str, Any], folder: Path) -> None:
+    """Write a network as an export.
+
+    Args:
+        origin: what `provenance` shall say of it.
+        folder: to make.
+    """
     if isinstance(encoder.module, PreTrainedModel):
         with _quiet():
             encoder.module.save_pretrained(folder)
@@ -257,14 +263,7 @@ class LoadedEncoder:
         Returns:
             "pooled" (B, D), the mean over patches or the map; "cls" (B, D) where there is a class token.
         """
-        found = self._features(images)
-        kinds = {"cls": found.cls, "pooled": found.pooled}
-        return {kind: tensor.float() for kind, tensor in kinds.items() if tensor is not None}
-
-    def _features(self, images: Tensor) -> Features:
-        if isinstance(self.module, PreTrainedModel):
-            return features(self.module, images)
-        return cast(Network, self.module).features(images)
+        return features_by_kind(self.module, images)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Features by place of normalised images; gradients flow where the network's parameters want them.
@@ -306,6 +305,14 @@ class LoadedEncoder:
             torch.default_generator.manual_seed(int(mix(seed, "random_init")) >> 1)
             module = _redraw(self.module)
         return LoadedEncoder(_frozen(module), self.preprocessor, self.folder)
+
+
+def features_by_kind(module: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """See `LoadedEncoder.features`; gradients flow where the network's parameters want them."""
+    known = isinstance(module, PreTrainedModel)
+    found = features(module, images) if known else cast(Network, module).features(images)
+    kinds = {"cls": found.cls, "pooled": found.pooled}
+    return {kind: tensor.float() for kind, tensor in kinds.items() if tensor is not None}
 
 
 def _redraw(module: nn.Module) -> nn.Module:

@@ -119,6 +119,8 @@ class Objective(nn.Module, ABC):
     """`micro`: the loss of a row depends on the other rows of the micro step, over all ranks."""
 
     targets: tuple[Target, ...] = ()
+    lr_factors: Mapping[str, float] = {}
+    """Factors on the learning rate by prefix of parameter names; what has none is trained at the schedule's own."""
     view: View
 
     def rows(self, batch: Batch) -> Tensor:

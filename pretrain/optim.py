@@ -55,13 +55,17 @@ def _decay(progress: float, step: int, total_steps: int, optim: Optim) -> float:
 
 
 def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim, encoder_prefix: str = ""
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    optim: Optim,
+    encoder_prefix: str = "",
+    factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of equal weight decay and equal learning rate factor, in order of first appearance.
 
     Args:
         parameters: names and parameters; frozen ones are left out.
         encoder_prefix: `layer_decay` counts the layers of the network below this prefix.
+        factors: an objective's own, on the learning rate, by prefix of names (`Objective.lr_factors`).
 
     Returns:
         Dicts with params, names, weight_decay and lr_scale (the factor on the learning rate).
@@ -72,9 +76,10 @@ def parameter_groups(
     scales = layer_scales([name for name, _ in trained], optim.layer_decay, encoder_prefix)
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in trained:
+        scale = scales[name] * next((f for prefix, f in (factors or {}).items() if name.startswith(prefix)), 1.0)
         weight_decay = optim.weight_decay if is_decayed(name, parameter) else 0.0
-        empty: dict[str, Any] = {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": scales[name]}
-        group = groups.setdefault((weight_decay, scales[name]), empty)
+        empty: dict[str, Any] = {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": scale}
+        group = groups.setdefault((weight_decay, scale), empty)
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -114,7 +119,7 @@ def layer_scales(names: Iterable[str], decay: float | None, encoder_prefix: str)
 def build_optimizer(
     groups: list[dict[str, Any]], optim: Optim, zero_stage: int, device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW or LARS over `groups`; the learning rate is set before every step.
+    """AdamW, LARS or SGD over `groups`; the learning rate is set before every step.
 
     Raises:
         UserError: LARS under ZeRO >= 1, where it would see flat pieces instead of whole parameters.
@@ -126,11 +131,13 @@ def build_optimizer(
                 "set engine.zero_stage=0, or optim.name=adamw"
             )
         return LARS(groups, lr=0.0, momentum=optim.momentum, trust=optim.trust)
+    if optim.name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=optim.momentum)
     fused = device.type == "cuda"
     return torch.optim.AdamW(groups, lr=0.0, betas=optim.betas, eps=optim.eps, fused=fused)
 
 
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lars": ("momentum_buffer",)}
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "lars": ("momentum_buffer",), "sgd": ("momentum_buffer",)}
 """Tensors an optimizer keeps of each parameter, by optimizer name."""
 
 

@@ -75,7 +75,7 @@ class Engine:
         if config.checkpoint_activations:
             enable_checkpointing(objective)
         prefix = objective.encoder().prefix if optim.layer_decay is not None else ""
-        groups = parameter_groups(objective.named_parameters(), optim, prefix)
+        groups = parameter_groups(objective.named_parameters(), optim, prefix, objective.lr_factors)
         self._optimizer = build_optimizer(groups, optim, config.zero_stage, world.device)
         self._root = Root(objective, world.device, config.precision)
         settings = deepspeed_config(objective, config, optim, train, world)

@@ -300,7 +300,7 @@ def registered(tmp_path, monkeypatch):
 @pytest.mark.parametrize("network", ["subprocess:Popen", "os:system", f"{Mean.__module__}:Mean"])
 def test_an_export_names_no_code_but_that_of_registered_packages(tmp_path, network):
     preprocessor = {"image_size": SIDE, "channels": 1}
-    exports._write(Encoder(Mean(Mean.Config()), "network.", preprocessor), {"run": "r"}, tmp_path / "own")
+    exports.write_encoder(Encoder(Mean(Mean.Config()), "network.", preprocessor), {"run": "r"}, tmp_path / "own")
     config = json.loads((tmp_path / "own" / "config.json").read_text())
     (tmp_path / "own" / "config.json").write_text(json.dumps({**config, "network": network}))
     with pytest.raises(UserError, match="is of no package that registers objectives here"):
@@ -310,7 +310,7 @@ def test_an_export_names_no_code_but_that_of_registered_packages(tmp_path, netwo
 def test_a_network_of_our_own_opens_through_load_encoder(tmp_path, images, registered):
     network = Mean(Mean.Config(width=4))
     preprocessor = {"image_size": SIDE, "channels": 1}
-    exports._write(Encoder(network, "network.", preprocessor), {"run": "r"}, tmp_path / "own")
+    exports.write_encoder(Encoder(network, "network.", preprocessor), {"run": "r"}, tmp_path / "own")
     opened = load_encoder(tmp_path / "own")
     torch.testing.assert_close(opened.features(images)["pooled"], network.features(images).pooled.detach())
     assert not torch.allclose(opened.random_init(0).features(images)["pooled"], opened.features(images)["pooled"])

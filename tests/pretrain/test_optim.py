@@ -121,3 +121,35 @@ def test_lars_moves_a_weight_that_is_zero():
     weight.grad = torch.ones(2, 2)
     LARS([weight], lr=0.1).step()
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.1))
+
+
+def test_an_objectives_own_factor_multiplies_that_of_the_layer():
+    objective = AutoEncoder()
+    optim = Optim(layer_decay=0.5)
+    plain, changed = (
+        {name: group["lr_scale"] for group in groups for name in group["names"]}
+        for groups in (
+            parameter_groups(objective.named_parameters(), optim, "encoder_net."),
+            parameter_groups(objective.named_parameters(), optim, "encoder_net.", {"encoder_net.embed": 3.0}),
+        )
+    )
+    assert changed == {n: s * (3.0 if n.startswith("encoder_net.embed") else 1.0) for n, s in plain.items()}
+    assert len(set(plain.values())) > 1
+
+
+def test_sgd_from_the_state_of_a_checkpoint_is_the_plain_formula():
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optim = Optim(name="sgd", momentum=0.9)
+    optimizer = build_optimizer(
+        [{"params": [weight], "names": ["w"], "weight_decay": 0.1, "lr_scale": 1.0}], optim, 0, CPU
+    )
+    init_state(optimizer, "sgd", weight, updates=0)
+    expected, momentum = weight.detach().clone(), torch.zeros(2)
+    for gradient in (torch.tensor([0.5, 0.25]), torch.tensor([-1.0, 2.0])):
+        optimizer.param_groups[0]["lr"] = 0.1
+        weight.grad = gradient
+        optimizer.step()
+        momentum = 0.9 * momentum + gradient + 0.1 * expected
+        expected = expected - 0.1 * momentum
+        torch.testing.assert_close(weight.detach(), expected)
+    assert {*MOMENTS["sgd"]} == set(optimizer.state[weight])
