@@ -33,6 +33,7 @@ class Place:
     """One rank's place in its job.
 
     Attributes:
+        local_rank: on its node, which is also the number of its GPU among those it sees; 0 where it sees one alone.
         start: number of this start of the job, from 0.
         lane: who counts the starts (`Job.begin`).
     """
@@ -129,7 +130,7 @@ class PretrainEntry(Entry):
 
     def _leave(self, place: Place, code: int) -> None:
         self.job.leave(place.start, code)
-        if place.lane != "job" and self.job.what_next(code, place.lane).again:
+        if place.lane != "job" and self.job.what_next(place.start, code, place.lane).again:
             code = LOCAL_RESTART
         sys.stdout.flush()
         sys.stderr.flush()
@@ -203,12 +204,18 @@ def place_from_slurm(environment: Mapping[str, str]) -> Place:
     return Place(
         rank=int(environment["SLURM_PROCID"]),
         world_size=size,
-        local_rank=int(environment["SLURM_LOCALID"]),
+        local_rank=0 if _sees_one_gpu(environment) else int(environment["SLURM_LOCALID"]),
         local_world_size=size // nodes,
         leader=SlurmJobEnvironment().hostnames[0],
         job_id=environment["SLURM_JOB_ID"],
         start=int(environment.get("SLURM_RESTART_COUNT", "0")),
     )
+
+
+def _sees_one_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM bound this task to a GPU of its own (--gpu-bind, --gpus-per-task)."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return bool(visible) and "," not in visible
 
 
 def rendezvous_port(job_id: str, start: int) -> int:

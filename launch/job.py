@@ -8,7 +8,8 @@
       outcomes/                   exit codes that say what shall happen next, by start
       stop                        the user wants it down
 
-`python -m launch.job begin|end FOLDER [EXIT_CODE]` is what the batch script asks before and after srun.
+`python -m launch.job begin FOLDER START` and `end FOLDER START EXIT_CODE` is what the batch script asks before
+and after srun; START is SLURM's count of restarts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from pretrain.run.process import describe
 DONE = 0
 USER_ERROR = UserError.exit_code
 SAVED = SavedAndStopped.exit_code
+
+MANIFEST = "MANIFEST.json"
+"""What makes a folder a checkpoint (`pretrain.checkpoint`, which would import torch)."""
 
 MAX_STALLED_STARTS = 3
 """Starts in a row from one and the same checkpoint; then the job stays down."""
@@ -130,16 +134,18 @@ class Job:
         process: dict[str, Any] | None = self._read("job.json").get("claimed_by")
         return process
 
-    def begin(self, lane: str = "job") -> int:
+    def begin(self, lane: str = "job", start: int | None = None) -> int:
         """Note a start.
 
         Args:
             lane: who counts; the batch script, or a rank where there is no such script.
+            start: its number where the scheduler counts too; the next one when unset.
 
         Returns:
             Its number, from 0.
         """
-        start = len(self._starts(lane))
+        if start is None:
+            start = len(self._starts(lane))
         self._write(f"starts/{lane}-{start}.json", {"newest": self.newest_checkpoint()})
         return start
 
@@ -150,17 +156,19 @@ class Job:
             outcome.parent.mkdir(exist_ok=True)
             outcome.touch()
 
-    def what_next(self, code: int, lane: str = "job") -> Verdict:
-        """Whether the job shall be requeued after its latest start ended with `code`."""
+    def what_next(self, start: int, code: int, lane: str = "job") -> Verdict:
+        """Whether the job shall be requeued after a start of it ended with `code`."""
         if self.stop.exists():
             return Verdict(False, "the user stopped it")
         starts = self._starts(lane)
-        outcomes = {int(path.name.split("-")[1]) for path in self.folder.glob(f"outcomes/{len(starts) - 1}-*")}
-        return what_next(code, outcomes, stalled(starts, self.newest_checkpoint()))
+        if start < max(starts, default=0):  # of a node that was lost and ran on
+            return Verdict(False, f"start {max(starts)} has taken over from start {start}")
+        outcomes = {int(path.name.split("-")[1]) for path in self.folder.glob(f"outcomes/{start}-*")}
+        return what_next(code, outcomes, stalled(list(starts.values()), self.newest_checkpoint()))
 
     def newest_checkpoint(self) -> str:
         """Name of the newest committed checkpoint, "" before the first."""
-        names = [path.parent.name for path in self.run.glob("checkpoints/step-*/MANIFEST.json")]
+        names = [path.parent.name for path in self.run.glob(f"checkpoints/step-*/{MANIFEST}")]
         return max((name for name in names if name.removeprefix("step-").isdigit()), default="")
 
     def spare(self, checkpoint: Path) -> None:
@@ -181,9 +189,10 @@ class Job:
         """What `finish` wrote; None while the job has not got that far."""
         return self._read("outcome.json") or None
 
-    def _starts(self, lane: str) -> list[str]:
+    def _starts(self, lane: str) -> dict[int, str]:
+        """The newest checkpoint when a start began, by the start's number, ascending."""
         paths = sorted(self.folder.glob(f"starts/{lane}-*.json"), key=_number)
-        return [self._read(f"starts/{path.name}").get("newest", "") for path in paths]
+        return {_number(path): self._read(f"starts/{path.name}").get("newest", "") for path in paths}
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         write_atomically(self.folder / name, json.dumps(content, ensure_ascii=False))
@@ -245,13 +254,12 @@ def _number(path: Path) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Exit code 0 of `end` means: start again."""
-    verb, folder, *rest = argv
+    verb, folder, start, *code = argv
     job = Job(Path(folder))
     if verb == "begin":
-        job.begin()
+        job.begin(start=int(start))
         return 0
-    code = int(rest[0])
-    verdict = job.what_next(code)
+    verdict = job.what_next(int(start), int(code[0]))
     print(f"thalweg: {verdict.words}; {'starting again' if verdict.again else 'staying down'}", flush=True)
     return 0 if verdict.again else 1
 

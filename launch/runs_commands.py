@@ -45,6 +45,7 @@ def list_runs(options: argparse.Namespace) -> int:
 
 def show_run(options: argparse.Namespace) -> int:
     """Identity, state, latest figures, checkpoints, evals."""
+    from launch.watch import failures
     from pretrain.checkpoint import committed
     from pretrain.run.directory import RunDirectory
 
@@ -58,6 +59,8 @@ def show_run(options: argparse.Namespace) -> int:
     print(f"  checkpoints  {', '.join(map(str, committed(run.checkpoints))) or 'none'} of {info['steps']} steps")
     for path in sorted(run.evals.glob("step-*/*.json")):
         print(f"  eval         {path.parent.name} {path.stem}")
+    for failure in failures(run.root):
+        print(f"  eval FAILED  {failure}")
     if metrics:
         print("  latest       " + "  ".join(f"{k}={v:.4g}" for k, v in metrics[-1].items() if k != "time"))
     for event in run.events()[-8:]:

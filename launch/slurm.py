@@ -143,7 +143,8 @@ class SlurmCluster(Cluster):
             "export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}",  # srun stopped inheriting it with 22.05
         ]
         if isinstance(entry, PretrainEntry):
-            lines += [f"job={quote(str(job.folder))}", f'{self._python} -m launch.job begin "$job"']
+            lines += [f"job={quote(str(job.folder))}", "start=${SLURM_RESTART_COUNT:-0}"]
+            lines += [f'{self._python} -m launch.job begin "$job" "$start"']
             if self._watches(entry):
                 lines += [f'{self._python} -m launch.watch "$job" >>"$job/watch.log" 2>&1 &', "watcher=$!"]
         return lines
@@ -155,7 +156,7 @@ class SlurmCluster(Cluster):
         if self._watches(entry):
             lines += ['kill "$watcher" 2>/dev/null && wait "$watcher"']
         lines += [
-            f'if {self._python} -m launch.job end "$job" "$code"; then',
+            f'if {self._python} -m launch.job end "$job" "$start" "$code"; then',
             '  scontrol requeue "$SLURM_JOB_ID" && sleep 120  # SLURM ends this shell meanwhile',
             "fi",
         ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from data_pipelines.base import ThalwegError, UserError, digest_of, write_atomically
+from data_pipelines.base import ThalwegError, UserError, digest_of, parse, write_atomically
 from launch.cluster import Cluster, cluster_class
 from launch.entry import EvalEntry, PretrainEntry, file_digest
 from launch.job import Job, Submission
@@ -61,6 +61,7 @@ def submit_eval(name: str, checkpoint: Path, overrides: Sequence[str], cluster: 
         UserError: the checkpoint is gone, or another process submits the same eval right now.
     """
     job = eval_job(name, checkpoint, overrides)
+    release_abandoned(job.run)
     submission = claim_and_submit(job, name, checkpoint, overrides, cluster)
     if submission is None:
         raise UserError(f"eval {name} of {checkpoint}: another process submits it at this moment")
@@ -92,6 +93,15 @@ def eval_job(name: str, checkpoint: Path, overrides: Sequence[str]) -> Job:
     if checkpoint.parent.name != "checkpoints" or not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no checkpoint here (want runs/NAME/checkpoints/step-N)")
     return Job.next(run, eval_job_name(name, checkpoint, overrides))
+
+
+def release_abandoned(run: Path) -> None:
+    """No longer spare checkpoints for evals whose jobs were killed: nobody else would notice where none watches."""
+    for mark in run.glob("exports/.step-*-try-*"):
+        job = Job(run.absolute() / "logs" / "jobs" / mark.name.split(".", 2)[2])
+        submission = job.submission()
+        if submission is not None and not cluster_class(submission.kind).is_alive(submission):
+            job.release()
 
 
 def eval_job_name(name: str, checkpoint: Path, overrides: Sequence[str]) -> str:
@@ -173,7 +183,16 @@ def _fitted(recipe: str, overrides: Sequence[str], cluster: Cluster, nodes: int 
     train = resolved.train
     lanes = resolved.data.num_lanes or default_lanes(train.global_batch)
     check_batch(train.global_batch, train.accumulation, cluster.world_size, lanes)
+    for spec in resolved.evals:
+        _check_eval(spec)
     return cluster, resolved
+
+
+def _check_eval(spec: EvalSpec) -> None:
+    """Raises UserError for a name or a key that every job of this eval would trip over."""
+    from evals.protocol import eval_module
+
+    parse(eval_module(spec.name).Config, spec.config, f"recipe evals, {spec.name}")
 
 
 def _config_text(recipe: Recipe) -> str:

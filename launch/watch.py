@@ -19,7 +19,7 @@ from pathlib import Path
 
 from data_pipelines.base import ThalwegError
 from launch.cluster import Cluster, cluster_class, load_cluster
-from launch.job import Job
+from launch.job import MANIFEST, Job
 from launch.submit import claim_and_submit, eval_job_name, overrides_of
 from pretrain.config import EvalSpec
 from pretrain.run.directory import RunDirectory
@@ -76,6 +76,7 @@ class Watcher:
         for checkpoint in kept_checkpoints(self.run.checkpoints) if specs else ():
             for spec in specs:
                 self._sort(spec, checkpoint, tally, missing)
+        missing = [wanted for wanted in missing if _hold(wanted)]
         limit = self.cluster.config.evals.at_once
         room = len(missing) if limit is None else max(0, limit - tally.open)
         for wanted in missing[:room]:
@@ -95,6 +96,8 @@ class Watcher:
             return
         gone = self._is_gone(job)  # before the outcome: a job leaves its outcome before it goes
         outcome = job.finished()
+        if outcome is not None:
+            job.release()  # another watcher may have held the checkpoint a moment too long
         if outcome is not None and outcome["exit_code"] == 0:
             tally.done += 1
         elif outcome is not None:
@@ -163,9 +166,33 @@ def drain(run: Path, cluster: Cluster) -> Tally:
         time.sleep(POLL_S)
 
 
+def failures(run: Path) -> list[str]:
+    """One line for each eval of a run whose latest try ended badly, whoever asked for it."""
+    latest: dict[str, Job] = {}
+    for path in run.glob("logs/jobs/*-try-*"):
+        job, name = Job(path), path.name.rpartition("-")[0]
+        if name not in latest or latest[name].number < job.number:
+            latest[name] = job
+    outcomes = {name: job.finished() for name, job in sorted(latest.items())}
+    return [
+        f"{name.removesuffix('-try')}: {outcome['message']}"
+        for name, outcome in outcomes.items()
+        if outcome is not None and outcome["exit_code"] != 0
+    ]
+
+
+def _hold(wanted: Missing) -> bool:
+    """Spare the checkpoint from now on, however long its eval waits; False where the run has just deleted it."""
+    wanted.job.spare(wanted.checkpoint)
+    if (wanted.checkpoint / MANIFEST).is_file():
+        return True
+    wanted.job.release()
+    return False
+
+
 def kept_checkpoints(folder: Path) -> list[Path]:
     """The committed checkpoints that are there now, oldest first."""
-    found = (manifest.parent for manifest in folder.glob("step-*/MANIFEST.json"))
+    found = (manifest.parent for manifest in folder.glob(f"step-*/{MANIFEST}"))
     return sorted(path for path in found if path.name.removeprefix("step-").isdigit())
 
 

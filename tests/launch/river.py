@@ -21,9 +21,10 @@ STEPS = 40
 
 @dataclass(frozen=True)
 class River(PretrainEntry):
-    """Flows `STEPS` steps; `fate` says what befalls it."""
+    """Flows so many steps of 0.1 s; `fate` says what befalls it."""
 
     fate: str = "flows"
+    steps: int = STEPS
 
     def train(self) -> int:
         rank = int(os.environ["RANK"])
@@ -42,18 +43,20 @@ class River(PretrainEntry):
         stop = StopFlag().install()
         dist.init_process_group("gloo")
         done = step = newest(self.job.run)
-        write_line(self.job.run, rank, {"began": done, "world_size": dist.get_world_size(), "code": launch.__file__})
-        while step < STEPS:
+        place = {"local_rank": int(os.environ["LOCAL_RANK"]), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        known = {"world_size": dist.get_world_size(), "code": launch.__file__}
+        write_line(self.job.run, rank, {"began": done, **known, **place})
+        while step < self.steps:
             time.sleep(0.1)
             step += 1
             write_line(self.job.run, rank, {"step": step})
             flag = torch.tensor(float(stop.is_set))
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             tenth = self.fate == "saves each tenth step" and step % 10 == 0
-            if flag or tenth or step == STEPS:
+            if flag or tenth or step == self.steps:
                 commit(self.job.run, step) if rank == 0 else None
                 dist.barrier()
-            if flag and step < STEPS:
+            if flag and step < self.steps:
                 return 85
         return 0
 

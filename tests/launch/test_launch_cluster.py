@@ -106,7 +106,7 @@ def test_names_and_values_cannot_inject(name: str, value: str, interpreter: str,
     assert result.returncode == 3, result.stderr
     words = heard.read_bytes().decode().split("\0")
     assert words[:5] == [value, "-m", "launch.job", "begin", str(job.folder)]
-    assert str(python) in words and words[-5:-1] == ["launch.job", "end", str(job.folder), "3"]
+    assert str(python) in words and words[-6:-1] == ["launch.job", "end", str(job.folder), "0", "3"]
     assert words.count(value) >= 3
     assert not (tmp_path / "canary").exists()
 

@@ -71,26 +71,37 @@ def test_starts_are_counted_and_compared_with_the_newest_checkpoint(tmp_path: Pa
     job = Job.next(tmp_path, "pretrain")
     assert job.claim()
     assert [job.begin(), job.begin()] == [0, 1]
-    assert job.what_next(1).again
+    assert job.what_next(1, 1).again
     commit(tmp_path, 10)
     (tmp_path / "checkpoints" / "step-00000020.attempt-1").mkdir()
     (tmp_path / "checkpoints" / "step-00000020.attempt-1" / "MANIFEST.json").touch()  # staged, not committed
     assert job.newest_checkpoint() == "step-00000010"
     assert [job.begin() for _ in range(12)][-1] == 13
-    assert not job.what_next(1).again
+    assert not job.what_next(13, 1).again
     commit(tmp_path, 20)
-    assert job.what_next(1).again
+    assert job.what_next(13, 1).again
+
+
+def test_a_start_that_was_replaced_may_not_ask_for_another(tmp_path: Path) -> None:
+    job = Job.next(tmp_path, "pretrain")
+    assert job.claim()
+    assert job.begin(start=0) == 0
+    assert job.what_next(0, 1).again
+    job.begin(start=2)  # SLURM counted one that never got as far as the script
+    lost = job.what_next(0, 1)
+    assert (lost.again, lost.words) == (False, "start 2 has taken over from start 0")
+    assert job.what_next(2, 1).again
 
 
 def test_outcomes_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
     job = Job.next(tmp_path, "pretrain")
     assert job.claim()
     job.leave(job.begin(), SAVED)
-    assert job.what_next(143).words == "saved on request"
+    assert job.what_next(0, 143).words == "saved on request"
     job.begin()
-    assert job.what_next(143).words == "failed with exit code 143"
+    assert job.what_next(1, 143).words == "failed with exit code 143"
     job.leave(1, USER_ERROR)
-    assert not job.what_next(143).again
+    assert not job.what_next(1, 143).again
 
 
 def test_a_stop_asked_for_beats_everything(tmp_path: Path) -> None:
@@ -98,18 +109,18 @@ def test_a_stop_asked_for_beats_everything(tmp_path: Path) -> None:
     assert job.claim()
     job.leave(job.begin(), SAVED)
     job.stop.touch()
-    assert not job.what_next(SAVED).again
+    assert not job.what_next(0, SAVED).again
 
 
 def test_the_batch_script_asks_by_exit_code(tmp_path: Path) -> None:
     job = Job.next(tmp_path / "it's a run", "pretrain")
     assert job.claim()
     ask = [sys.executable, "-m", "launch.job"]
-    subprocess.run([*ask, "begin", job.folder], check=True)
-    assert job.begin() == 1
-    failed = subprocess.run([*ask, "end", job.folder, "137"], capture_output=True, text=True)
+    subprocess.run([*ask, "begin", job.folder, "0"], check=True)
+    subprocess.run([*ask, "begin", job.folder, "1"], check=True)
+    failed = subprocess.run([*ask, "end", job.folder, "1", "137"], capture_output=True, text=True)
     assert (failed.returncode, failed.stdout) == (0, "thalweg: failed with exit code 137; starting again\n")
-    done = subprocess.run([*ask, "end", job.folder, "0"], capture_output=True, text=True)
+    done = subprocess.run([*ask, "end", job.folder, "1", "0"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "thalweg: done; staying down\n")
 
 

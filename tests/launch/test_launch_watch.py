@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from launch.cluster import Cluster, ClusterConfig
 from launch.entry import Entry, EvalEntry
 from launch.job import Job, Submission
 from launch.submit import eval_job_name, overrides_of, submit_eval
-from launch.watch import MAX_TRIES, Watcher, drain, watch
+from launch.watch import MAX_TRIES, Watcher, drain, failures, watch
 from pretrain.config import EvalSpec, Recipe
 from pretrain.run.directory import RunDirectory
 from pretrain.run.process import describe
@@ -124,6 +125,8 @@ def test_what_the_eval_reports_is_final(run: Path) -> None:
     before = sorted(path for path in run.rglob("*") if "jobs" not in path.parts)
     tally = watcher.look()
     assert (tally.done, tally.open, tally.failed) == (1, 0, ["linear_probe on step-00000010: out of memory"])
+    (told,) = failures(run)
+    assert told.startswith("linear_probe-") and told.endswith("-step-00000010: out of memory")
     assert len(cluster.jobs) == 2
     assert sorted(path for path in run.rglob("*") if "jobs" not in path.parts) == before, "the run is not touched"
 
@@ -186,6 +189,34 @@ def test_an_eval_can_be_asked_for_by_hand_any_number_of_times(run: Path) -> None
     assert [name[-5:] for name in names] == ["try-1", "try-2"]
     with pytest.raises(UserError, match="no checkpoint here"):
         submit_eval("knn", run / "checkpoints" / "step-00000099", [], cluster)
+
+
+def test_a_checkpoint_is_spared_while_its_eval_waits(run: Path) -> None:
+    """What the cluster's limit holds back must find its checkpoint once its time has come."""
+    from pretrain.checkpoint import retain
+    from pretrain.session import _awaiting_export
+
+    cluster, directory = notebook(at_once=1), RunDirectory(run)
+    for step in (10, 20, 30):
+        commit(run, step)
+    watcher = Watcher(run, cluster)
+    assert watcher.look().waiting == 5
+    assert retain(directory.checkpoints, 1, None, _awaiting_export(directory)) == []
+    for number in range(6):
+        assert Path(cluster.jobs[number][1].checkpoint).is_dir()
+        cluster.jobs[number][0].finish(0)
+        watcher.look()
+    assert retain(directory.checkpoints, 1, None, _awaiting_export(directory)) == [10, 20]
+
+
+def test_a_checkpoint_that_goes_while_it_is_looked_at_is_left_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, gone = notebook(), commit(run, 10)
+    kept = commit(run, 20)
+    monkeypatch.setattr("launch.watch.kept_checkpoints", lambda folder: [gone, kept])
+    shutil.rmtree(gone)
+    assert Watcher(run, cluster).look().open == 2
+    assert {Path(entry.checkpoint) for _job, entry in cluster.jobs} == {kept}
+    assert [path.name for path in run.glob("exports/.step-00000010*")] == []
 
 
 def test_a_checkpoint_is_spared_while_an_eval_needs_it(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real two-node SLURM for these tests."""
+"""A real SLURM of four nodes with two counted GPUs each, for these tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "launch")]
 
-from slurm_tools import ask, eventually  # noqa: E402
+from slurm_tools import GPUS, NODES, ask, eventually  # noqa: E402
 
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch")
 
@@ -32,7 +32,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip(f"a local SLURM needs {', '.join(missing)}: run `make system` (Debian: slurm-wlm, munge)")
     state = tmp_path_factory.mktemp("slurm")
     environment = {**os.environ, "SLURM_LOCAL_DIR": str(state)}
-    subprocess.run([HERE / "up", "--port", str(free_ports(60))], env=environment, check=True, timeout=120)
+    size = ["--nodes", str(NODES), "--fake-gpus", str(GPUS)]
+    subprocess.run([HERE / "up", *size, "--port", str(free_ports(60))], env=environment, check=True, timeout=120)
     old = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(state / "slurm.conf")
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from river import STEPS, River, lines, newest
-from slurm_tools import ask, eventually, job_facts
+from slurm_tools import ask, eventually, job_facts, preempt
 
 from data_pipelines.base import UserError
 from launch.cluster import load_cluster
@@ -42,11 +42,11 @@ def cluster(tmp_path: Path) -> SlurmCluster:
     return loaded
 
 
-def submit(run: Path, cluster: SlurmCluster, fate: str = "flows") -> tuple[Job, Submission]:
+def submit(run: Path, cluster: SlurmCluster, fate: str = "flows", steps: int = STEPS) -> tuple[Job, Submission]:
     job = Job.next(run, "pretrain")
     assert job.claim()
     job.config.write_text("{}")
-    return job, cluster.submit(job, River(str(job.folder), file_digest(job.config), fate=fate))
+    return job, cluster.submit(job, River(str(job.folder), file_digest(job.config), fate=fate, steps=steps))
 
 
 def flows(run: Path, rank: int = 0, step: int = 5) -> bool:
@@ -57,7 +57,7 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on_where_it_was(tmp_path: Pa
     run = tmp_path / "runs" / 'it\'s a "river" of ünïcode'
     job, submission = submit(run, cluster)
     eventually(lambda: flows(run, 0) and flows(run, 1), "both ranks work")
-    ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    preempt()
     eventually(lambda: newest(run) == STEPS, "the run reached its end", within_s=90)
     eventually(lambda: not cluster.is_alive(submission), "the job left")
     for rank in (0, 1):
@@ -67,6 +67,40 @@ def test_a_preempted_job_saves_is_requeued_and_goes_on_where_it_was(tmp_path: Pa
     facts = job_facts(submission.job_id)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1")
     assert "starting again" in submission.log.read_text()
+
+
+def test_at_its_time_limit_a_job_saves_is_requeued_and_goes_on_where_it_was(
+    tmp_path: Path, cluster: SlurmCluster
+) -> None:
+    run, steps = tmp_path / "run", 400
+    limited = cluster.changed(timeout_min=1, signal_delay_s=50)  # the signal comes 10 s after the start, or earlier
+    assert isinstance(limited, SlurmCluster)
+    job, submission = submit(run, limited, steps=steps)
+    eventually(lambda: newest(run) > 0, "the job saved", within_s=90)
+    eventually(lambda: len([line for line in lines(run, 0) if "began" in line]) > 1, "it began again", within_s=60)
+    saved = newest(run)
+    ask("scancel", submission.job_id)
+    assert 0 < saved < steps
+    assert [line["began"] for line in lines(run, 0) if "began" in line][:2] == [0, saved]
+    assert (job.folder / "outcomes" / "0-85").exists()
+    assert int(job_facts(submission.job_id)["Restarts"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("binding", "gpus", "local_ranks"), [({}, "0,1", [0, 1]), ({"gpu-bind": "single:1"}, "", [0, 0])]
+)
+def test_each_task_has_one_of_the_gpus_that_slurm_shows_it(
+    tmp_path: Path, cluster: SlurmCluster, binding: dict[str, str], gpus: str, local_ranks: list[int]
+) -> None:
+    run = tmp_path / "run"
+    on_gpus = cluster.changed(gpus_per_node=2, tasks_per_node=None, parameters={"exclusive": True, **binding})
+    assert isinstance(on_gpus, SlurmCluster)
+    _job, submission = submit(run, on_gpus, steps=1)
+    eventually(lambda: not cluster.is_alive(submission), "the job left")
+    began = [line for rank in range(4) for line in lines(run, rank) if "began" in line]
+    assert [line["world_size"] for line in began] == [4] * 4
+    assert [line["local_rank"] for line in began] == local_ranks * 2
+    assert [line["gpus"] for line in began] == ([gpus] * 4 if gpus else ["0", "1"] * 2)
 
 
 def test_a_cancelled_job_stays_down(tmp_path: Path, cluster: SlurmCluster) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from slurm_tools import ask, eventually, job_facts
+from slurm_tools import eventually, job_facts, preempt
 
 from launch.cli import main
 from launch.job import Job
@@ -42,6 +42,9 @@ def launch(folder: Path, data: Path, name: str, cluster: str, *overrides: str) -
 
 
 def test_a_preempted_run_equals_an_unbroken_one(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    straight_job = launch(tmp_path, data, "straight", HERE)
+    straight_submission, straight = straight_job.submission(), RunDirectory(straight_job.run)
+    assert straight_submission is not None
     job = launch(tmp_path, data, "preempted", ON_SLURM, "evals=[{name: knn}]")
     submission, run = job.submission(), RunDirectory(job.run)
     assert submission is not None
@@ -52,7 +55,7 @@ def test_a_preempted_run_equals_an_unbroken_one(tmp_path: Path, data: Path, caps
         f"follow  thalweg runs follow {run.root}",
     ]
     eventually(lambda: run.ledger(), "the run steps", within_s=300)
-    ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    preempt()
     wait(submission, timeout_s=400)
     facts = job_facts(submission.job_id)
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1"), submission.log.read_text()
@@ -61,9 +64,6 @@ def test_a_preempted_run_equals_an_unbroken_one(tmp_path: Path, data: Path, caps
     assert 0 < int(stopped_at[5:]) < int(finished_at[5:]) == STEPS
     assert len(run.attempts()) == 2
 
-    straight_job = launch(tmp_path, data, "straight", HERE)
-    straight_submission, straight = straight_job.submission(), RunDirectory(straight_job.run)
-    assert straight_submission is not None
     wait(straight_submission, timeout_s=300)
     losses = [[(line["step"], line["loss"]) for line in it.metrics() if "loss" in line] for it in (run, straight)]
     assert losses[0] == losses[1]

@@ -17,7 +17,8 @@ export PYTHONSAFEPATH=1
 export PYTHONPATH=CODE${PYTHONPATH:+:$PYTHONPATH}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 job=RUNS/example/logs/jobs/pretrain-1
-PYTHON -m launch.job begin "$job"
+start=${SLURM_RESTART_COUNT:-0}
+PYTHON -m launch.job begin "$job" "$start"
 PYTHON -m launch.watch "$job" >>"$job/watch.log" 2>&1 &
 watcher=$!
 
@@ -29,7 +30,7 @@ srun --unbuffered --output RUNS/example/logs/jobs/pretrain-1/%j_%t_log.out --kil
 # teardown
 code=$?
 kill "$watcher" 2>/dev/null && wait "$watcher"
-if PYTHON -m launch.job end "$job" "$code"; then
+if PYTHON -m launch.job end "$job" "$start" "$code"; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 120  # SLURM ends this shell meanwhile
 fi
 PYTHON -m launch.watch --drain "$job" >>"$job/watch.log" 2>&1

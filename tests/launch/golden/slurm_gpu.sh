@@ -25,7 +25,8 @@ export PYTHONSAFEPATH=1
 export PYTHONPATH=CODE${PYTHONPATH:+:$PYTHONPATH}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 job=RUNS/example/logs/jobs/pretrain-1
-apptainer exec --nv /images/thalweg.sif python -m launch.job begin "$job"
+start=${SLURM_RESTART_COUNT:-0}
+apptainer exec --nv /images/thalweg.sif python -m launch.job begin "$job" "$start"
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -34,7 +35,7 @@ srun --unbuffered --output RUNS/example/logs/jobs/pretrain-1/%j_%t_log.out --kil
 
 # teardown
 code=$?
-if apptainer exec --nv /images/thalweg.sif python -m launch.job end "$job" "$code"; then
+if apptainer exec --nv /images/thalweg.sif python -m launch.job end "$job" "$start" "$code"; then
   scontrol requeue "$SLURM_JOB_ID" && sleep 120  # SLURM ends this shell meanwhile
 fi
 exit "$code"
