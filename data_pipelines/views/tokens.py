@@ -16,6 +16,8 @@ from data_pipelines.views.masks import hidden_count
 
 NOT_ASKED = -100
 """Target of tokens the loss leaves out, torch's `ignore_index`."""
+BEGINS_WORD, BEGINS_SENTENCE = 1, 2
+"""Bits of `marks.npy`."""
 
 
 class PlainTokens(Strict):
@@ -49,23 +51,30 @@ class PlainTokens(Strict):
         Raises:
             SampleError: not a row of N known tokens.
         """
-        tokens = self._read(sample, "tokens.npy")
-        if tokens.min() < 0 or tokens.max() >= self.vocabulary_size:
-            raise SampleError(f"token {tokens.max()} is outside the vocabulary of {self.vocabulary_size}")
+        tokens = read_tokens(sample, "tokens.npy", self.vocabulary_size)
+        self._want_whole(tokens, "tokens.npy")
         segments = self._read(sample, "segments.npy") if "segments.npy" in sample.fields else np.zeros_like(tokens)
         padding = tokens == self.special_tokens.get("pad", -1)
         return {"tokens": tokens, **documents(segments, padding)}
 
+    def marks(self, sample: Sample) -> np.ndarray:
+        """(N,) bits `BEGINS_WORD` and `BEGINS_SENTENCE` of each token; special tokens and padding have none.
+
+        Raises:
+            SampleError: there are no marks, or not N.
+        """
+        if "marks.npy" not in sample.fields:
+            raise SampleError("no marks.npy, which says where words and sentences begin; pack the text again")
+        return self._read(sample, "marks.npy")
+
     def _read(self, sample: Sample, field: str) -> np.ndarray:
-        try:
-            array = np.load(io.BytesIO(sample.fields[field]), allow_pickle=False)
-        except KeyError:
-            raise SampleError(f"no {field} among the fields {sorted(sample.fields)}") from None
-        except (ValueError, OSError, EOFError, SyntaxError) as error:  # what numpy raises on damaged headers
-            raise SampleError(f"{field} is damaged: {' '.join(str(error).split())}") from None
-        if array.shape != (self.row_tokens,) or array.dtype.kind not in "iu":
+        array = read_integers(sample, field)
+        self._want_whole(array, field)
+        return array
+
+    def _want_whole(self, array: np.ndarray, field: str) -> None:
+        if array.shape != (self.row_tokens,):
             raise SampleError(f"{field} holds {array.dtype} {array.shape}, want {self.row_tokens} integers")
-        return array.astype(np.int32)
 
     def batch(self, batch: Batch) -> Batch:
         """See `View.batch`."""
@@ -87,6 +96,8 @@ class MaskedTokens(PlainTokens):
     """Share of those that the mask token stands for."""
     random_share: float = Field(default=0.1, ge=0, le=1)
     """Share of those that another token stands for, any ordinary one; the rest stays as it is."""
+    whole_word: bool = False
+    """All tokens of a word are asked for, or none; needs `marks.npy`."""
 
     @model_validator(mode="after")
     def _shares_and_tokens_fit(self) -> Self:
@@ -107,7 +118,11 @@ class MaskedTokens(PlainTokens):
         row = self.row(sample)
         tokens, rng = row["tokens"], draw.rng("tokens")
         ordinary = np.flatnonzero(~np.isin(tokens, self._special_ids))
-        asked = rng.permutation(ordinary)[: max(1, hidden_count(len(ordinary), self.mask_ratio))]
+        count = max(1, hidden_count(len(ordinary), self.mask_ratio))
+        if self.whole_word:
+            asked = choose_words(ordinary, self.marks(sample)[ordinary] & BEGINS_WORD > 0, count, rng)
+        else:
+            asked = rng.permutation(ordinary)[:count]
         targets = np.full_like(tokens, NOT_ASKED)
         targets[asked] = tokens[asked]
         return {**row, "tokens": self._hide(tokens, asked, rng), "targets": targets}
@@ -126,6 +141,60 @@ class MaskedTokens(PlainTokens):
         for special in self._special_ids:  # ascending: each moves what lies at or above it up by one
             drawn += drawn >= special
         return drawn
+
+
+def choose_words(places: np.ndarray, begins: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Whole words in random order, passing over those that would make it more than `count` tokens.
+
+    Args:
+        places: (n,) ascending places of ordinary tokens in their row.
+        begins: (n,) bool, which of them begin a word; so does a token behind a gap.
+
+    Returns:
+        (m,) of the places, m <= count; more only where every word is longer than that: then one word.
+
+    Source: the whole-word masking of Devlin's code of 2019 (create_pretraining_data.py).
+    """
+    borders = np.flatnonzero(begins[1:] | (np.diff(places) > 1)) + 1
+    words = np.split(places, borders)
+    chosen: list[np.ndarray] = []
+    room = count
+    for number in rng.permutation(len(words)):
+        if len(words[number]) <= room:
+            chosen.append(words[number])
+            room -= len(words[number])
+        if room == 0:
+            break
+    return np.concatenate(chosen) if chosen else min(words, key=len)
+
+
+def read_integers(sample: Sample, field: str) -> np.ndarray:
+    """(n,) int32 from a field in NumPy's format.
+
+    Raises:
+        SampleError: it is absent, damaged, or no line of integers.
+    """
+    try:
+        array = np.load(io.BytesIO(sample.fields[field]), allow_pickle=False)
+    except KeyError:
+        raise SampleError(f"no {field} among the fields {sorted(sample.fields)}") from None
+    except (ValueError, OSError, EOFError, SyntaxError) as error:  # what numpy raises on damaged headers
+        raise SampleError(f"{field} is damaged: {' '.join(str(error).split())}") from None
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise SampleError(f"{field} holds {array.dtype} {array.shape}, want a line of integers")
+    return array.astype(np.int32)
+
+
+def read_tokens(sample: Sample, field: str, vocabulary_size: int) -> np.ndarray:
+    """`read_integers` that are tokens.
+
+    Raises:
+        SampleError: also where a token is outside the vocabulary.
+    """
+    tokens = read_integers(sample, field)
+    if len(tokens) and (tokens.min() < 0 or tokens.max() >= vocabulary_size):
+        raise SampleError(f"{field}: token {tokens.max()} is outside the vocabulary of {vocabulary_size}")
+    return tokens
 
 
 def documents(segments: np.ndarray, padding: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,6 +13,9 @@ from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.views import Draw
 from data_pipelines.views.tokens import NOT_ASKED, MaskedTokens, PlainTokens, documents
+from tests.data_pipelines.packed_rows import FACTS as PACKED_FACTS
+from tests.data_pipelines.packed_rows import packed_rows
+from tests.data_pipelines.packed_rows import row_of as packed_row_of
 
 SPECIAL = {"pad": 0, "cls": 101, "sep": 102, "mask": 103, "unk": 100}
 FACTS = {"row_tokens": 64, "vocabulary_size": 1000, "special_tokens": SPECIAL}
@@ -65,6 +68,31 @@ def test_only_ordinary_tokens_are_asked_for_and_exactly_the_ratio(seed, padding,
     assert (row["tokens"][~asked] == tokens[~asked]).all()
 
 
+@settings(deadline=None, max_examples=200)
+@given(packed_rows(), st.integers(0, 999), st.floats(0.05, 0.9))
+def test_whole_words_are_asked_for_up_to_the_ratio(row, g, ratio):
+    view = MaskedTokens(**PACKED_FACTS, mask_ratio=ratio, whole_word=True)
+    found, plain, marks = view.sample(row, Draw(1, g)), view.row(row), view.marks(row)
+    asked = found["targets"] != NOT_ASKED
+    ordinary = ~np.isin(plain["tokens"], list(PACKED_FACTS["special_tokens"].values()))
+    begins = (marks & 1 > 0) | ~ordinary | ~np.roll(ordinary, 1)
+    words = [word for word in np.split(np.arange(len(begins)), np.flatnonzero(begins)) if ordinary[word].any()]
+    assert all(asked[word].all() or not asked[word].any() for word in words)
+    assert not asked[~ordinary].any()
+    count = max(1, round(ordinary.sum() * ratio))
+    fits = [word for word in words if not asked[word].any() and len(word) <= count - asked.sum()]
+    assert not fits and (asked.sum() <= count or asked.sum() == min(map(len, words)))
+
+
+def test_words_are_chosen_alike_whatever_their_place():
+    row = packed_row_of([30, 30])
+    view = MaskedTokens(**PACKED_FACTS, whole_word=True)
+    asked = np.mean([view.sample(row, Draw(0, g))["targets"] != NOT_ASKED for g in range(1500)], axis=0)
+    ordinary = ~np.isin(view.row(row)["tokens"], list(PACKED_FACTS["special_tokens"].values()))
+    assert abs(asked.sum() - 9) < 0.01  # 15% of 60, whole
+    assert asked[ordinary].min() > 0.09 and asked[ordinary].max() < 0.21
+
+
 def test_asked_tokens_are_hidden_swapped_and_kept_eight_to_one_to_one():
     view = MaskedTokens(**FACTS)
     fates = {"mask": 0, "kept": 0, "swapped": 0}
@@ -114,7 +142,7 @@ def test_a_batch_is_int64():
         ({"tokens.npy": b""}, "damaged"),
         ({"tokens.npy": npy(np.array([object()] * 64))}, "damaged"),
         ({"tokens.npy": npy(np.zeros(63, np.uint16))}, "want 64 integers"),
-        ({"tokens.npy": npy(np.zeros(64, np.float32))}, "want 64 integers"),
+        ({"tokens.npy": npy(np.zeros(64, np.float32))}, "want a line of integers"),
         ({"tokens.npy": npy(np.full(64, 1000, np.uint16))}, "outside the vocabulary"),
     ],
 )
