@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from data_pipelines.shards import Dataset
 
 SOURCES = {
+    "cityscapes": "data_pipelines.pack.cityscapes",
     "fashion_mnist": "data_pipelines.pack.fashion_mnist",
     "imagefolder": "data_pipelines.pack.imagefolder",
     "imagenet": "data_pipelines.pack.imagenet",
     "mnist": "data_pipelines.pack.mnist",
+    "synthetic_driving": "data_pipelines.pack.synthetic_driving",
     "text": "data_pipelines.pack.text",
 }
 """Modules by name; each has a `Config` and `pack(source, out, config, progress)`."""
