@@ -115,6 +115,29 @@ def test_run_goes_on_from_an_earlier_checkpoint_and_records_the_steps_of_a_profi
     assert any(e["name"] == "aten::addmm" and e["ph"] == "X" and e["dur"] > 0 for e in trace["traceEvents"])
 
 
+def test_run_that_falls_ill_says_so_while_it_lives(tmp_path, digits):
+    """A learning rate that no network bears, and more time for reading than is allowed."""
+    recipe = write_recipe(
+        tmp_path,
+        "ill",
+        digits,
+        train={"global_batch": 32, "steps": 24, "spike_factor": 1e30},
+        optim={"base_lr": 10.0, "lr_scaling": "none", "warmup": 30, "schedule": "constant"},
+        monitor={"log_every": 3, "tensorboard": False, "min_effective_rank": 0.1, "max_data_wait": 0.001},
+        checkpoint={"every": 24},
+    )
+    output = thalweg("pretrain", str(recipe), "--ranks", "1")
+    alarms = {event["kind"]: event for event in run_named(tmp_path, "ill").events()}
+    for kind, words in {
+        "collapse": "of 32 dimensions: the encoder is collapsing",
+        "divergence": "is far above its best mean",
+        "starvation": "of the time goes into waiting for data",
+    }.items():
+        assert words in alarms[kind]["words"]
+        assert alarms[kind]["words"] in output
+        assert 3 <= alarms[kind]["step"] < 24
+
+
 def test_run_in_use_is_refused(tmp_path, digits):
     recipe, run = write_recipe(tmp_path, "busy", digits, train={"global_batch": 16, "steps": 100000}), None
     run = run_named(tmp_path, "busy")
