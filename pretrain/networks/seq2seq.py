@@ -16,9 +16,6 @@ from pretrain.networks.documents import across, before, within
 from pretrain.networks.vocabulary import refuse_layerdrop, refuse_longer, vocabulary
 from pretrain.objective import DataFacts
 
-STARTS = {"bart": "sep", "t5": "pad"}
-"""What stands in front of the first token that a decoder writes; an mBART is told the language each time."""
-
 
 @dataclass(frozen=True)
 class States:
@@ -47,12 +44,19 @@ def seq2seq_network(tree: Mapping[str, Any], where: str, facts: DataFacts, *, lo
     known = vocabulary(facts)
     defaults = {} if architecture == "t5" else {"max_position_embeddings": longest}  # T5 knows distances alone
     config = network_config({**defaults, **tree}, SEQ2SEQ, where, **known)
-    if architecture in STARTS:
-        config.decoder_start_token_id = facts.special_tokens.get(STARTS[architecture])
+    config.decoder_start_token_id = first_written(facts)
     if architecture != "t5":
         refuse_longer(config, longest, where)
     refuse_layerdrop(config, where)
     return model_class(str(architecture), SEQ2SEQ)(config)
+
+
+def first_written(facts: DataFacts) -> int | None:
+    """The token that decoders of this data begin with: the language's, else cls; None where every text has its own."""
+    if len(facts.languages) > 1:
+        return None
+    names = [f"lang:{language}" for language in facts.languages]
+    return next((facts.special_tokens[name] for name in [*names, "cls"] if name in facts.special_tokens), None)
 
 
 def forward(network: PreTrainedModel, batch: Batch) -> States:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pretrain.objective import DataFacts, Objective
 
 OBJECTIVES = {
+    "causal_lm": "pretrain.objectives.causal_lm:CausalLanguageModel",
+    "denoising_seq2seq": "pretrain.objectives.denoising_seq2seq:DenoisingSeq2Seq",
     "info_nce": "pretrain.objectives.info_nce:InfoNCE",
     "mae": "pretrain.objectives.mae:MaskedAutoencoder",
     "masked_lm": "pretrain.objectives.masked_lm:MaskedLanguageModel",

@@ -16,9 +16,11 @@ from data_pipelines.batch import Batch
 from data_pipelines.views.masks import hidden_count
 from data_pipelines.views.tokens import NOT_ASKED, MaskedTokens
 from pretrain.energies import cross_entropy
+from pretrain.networks.documents import mean_of_tokens
 from pretrain.networks.flops import forward_flops
 from pretrain.networks.text import hidden_states, masked_lm_network, vocabulary_logits
 from pretrain.objective import DataFacts, Encoder, Objective, Output
+from pretrain.objectives.texts import preprocessor, token_settings
 
 
 class MaskedLanguageModel(Objective):
@@ -35,18 +37,15 @@ class MaskedLanguageModel(Objective):
         """Share of those that the mask token stands for."""
         random_share: float = Field(0.1, ge=0, le=1)
         """Share of those that another token stands for; the rest stays as it is."""
+        whole_word: bool = False
+        """All tokens of a word are asked for, or none."""
 
     def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config, self.facts = config, facts
         self.network = masked_lm_network(config.encoder, "recipe objective, encoder", facts)
-        known = {
-            "row_tokens": facts.row_tokens,
-            "vocabulary_size": facts.vocabulary_size,
-            "special_tokens": dict(facts.special_tokens),
-        }
         shares = config.model_dump(exclude={"encoder"})
-        self.view: MaskedTokens = parse(MaskedTokens, {**known, **shares}, "recipe objective")
+        self.view: MaskedTokens = parse(MaskedTokens, {**token_settings(facts), **shares}, "recipe objective")
 
     def rows(self, batch: Batch) -> Tensor:
         """(), the tokens asked for."""
@@ -63,19 +62,17 @@ class MaskedLanguageModel(Objective):
         return Output(
             loss=cross_entropy(logits, targets).sum(),
             logs={"token_accuracy": right.sum() / asked.sum().clamp(min=1)},
-            embeddings=_mean_of_tokens(states, batch["attention"]).detach(),
+            embeddings=mean_of_tokens(states, batch["attention"]).detach(),
         )
 
     def encoder(self) -> Encoder:
         """Network and vocabulary head: `AutoModel` opens the network, `AutoModelForMaskedLM` both."""
-        facts = self.facts
-        text = {"row_tokens": facts.row_tokens, "special_tokens": dict(facts.special_tokens)}
-        return Encoder(self.network, "network.", text)
+        return Encoder(self.network, "network.", preprocessor(self.facts))
 
     def embed(self, batch: Batch) -> Tensor:
         """(B, D) mean hidden states of rows made by `PlainTokens`."""
         states = hidden_states(self.network, batch["tokens"], batch["attention"], batch["positions"])
-        return _mean_of_tokens(states, batch["attention"])
+        return mean_of_tokens(states, batch["attention"])
 
     def flops_per_sample(self) -> float:
         """Three forward passes of a text row, the vocabulary for the asked tokens only."""
@@ -91,9 +88,3 @@ class MaskedLanguageModel(Objective):
 def _asked(batch: Batch) -> Tensor:
     """(B, N) bool."""
     return (batch["targets"] != NOT_ASKED) & (batch.weight > 0)[:, None]
-
-
-def _mean_of_tokens(states: Tensor, documents: Tensor) -> Tensor:
-    """(B, N, D) to (B, D), padding (document 0) left out."""
-    real = (documents > 0).unsqueeze(-1).to(states.dtype)
-    return (states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

@@ -141,6 +141,13 @@ def test_it_learns_which_token_follows() -> None:
     assert model.eval()(batch_of(hidden, targets)).logs["token_accuracy"] > 0.9
 
 
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_the_view_is_asked_for_what_the_recipe_says(whole_word: bool) -> None:
+    tree = {"name": "masked_lm", "encoder": {"architecture": "bert", **SIZE}, "mask_ratio": 0.3}
+    view = cast(MaskedLanguageModel, build({**tree, "whole_word": whole_word}, FACTS, seed=0)).view
+    assert (view.whole_word, view.mask_ratio, view.row_tokens) == (whole_word, 0.3, 12)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_export_opens_with_plain_transformers(architecture: str, tmp_path: Path) -> None:
     model, tokens = language_model(architecture).eval(), tokens_of(2)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_pipelines.base import UserError
-from pretrain.networks.architectures import TEXT, VISION, model_class, network_config, settings_of
+from pretrain.networks.architectures import CAUSAL, SEQ2SEQ, TEXT, VISION, model_class, network_config, settings_of
 from pretrain.networks.flops import forward_flops
 from pretrain.networks.projector import Projector
 from pretrain.networks.queue import KeyQueue
@@ -72,9 +72,11 @@ def test_pooled_features_of_a_vit_leave_the_class_token_out() -> None:
     torch.testing.assert_close(found.pooled, states[:, 1:].sum(dim=1) / 16)
 
 
-@pytest.mark.parametrize(("name", "table"), [(name, table) for table in (VISION, TEXT) for name in table])
+@pytest.mark.parametrize(
+    ("name", "table"), [(name, table) for table in (VISION, TEXT, SEQ2SEQ, CAUSAL) for name in table]
+)
 def test_the_table_names_what_transformers_has(name: str, table: Any) -> None:
-    assert "hidden_size" in "".join(settings_of(model_class(name, table).config_class))
+    assert {"hidden_size", "hidden_sizes", "d_model"} & set(settings_of(model_class(name, table).config_class))
     assert "output_attentions" not in settings_of(model_class(name, table).config_class)
 
 
@@ -163,7 +165,7 @@ def test_objectives_are_found_by_name() -> None:
         assert objective_class(name).Config.model_fields
     with pytest.raises(UserError, match="objective 'info_nec' does not exist; did you mean 'info_nce'"):
         objective_class("info_nec")
-    with pytest.raises(UserError, match="recipe objective: no name; known: info_nce"):
+    with pytest.raises(UserError, match="recipe objective: no name; known: .*info_nce, mae"):
         build({}, DataFacts(), seed=0)
 
 

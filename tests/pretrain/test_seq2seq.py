@@ -75,8 +75,7 @@ def test_embeddings_are_one_tensor_and_writing_begins_and_ends_as_the_data_says(
     network = network_of(architecture)
     assert network.lm_head.weight is network.get_input_embeddings().weight
     assert network.generation_config.eos_token_id == SPECIAL["sep"]
-    start = {"bart": SPECIAL["sep"], "t5": SPECIAL["pad"], "mbart": None}[architecture]
-    assert network.generation_config.decoder_start_token_id == start
+    assert network.generation_config.decoder_start_token_id == SPECIAL["cls"]
     assert network.generation_config.forced_eos_token_id == (None if architecture == "t5" else SPECIAL["sep"])
 
 
@@ -103,6 +102,13 @@ def test_wrong_settings_are_answered_in_one_line(tree: dict[str, Any], facts: Da
     with pytest.raises(UserError, match=message) as caught:
         seq2seq_network(tree, "here", facts, longest=16)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("languages", "start"), [((), 2), (("de",), 6), (("de", "en"), None)])
+def test_writing_begins_with_the_language_where_there_is_one(languages: tuple[str, ...], start: int | None) -> None:
+    facts = replace(FACTS, special_tokens={**SPECIAL, "lang:en": 5, "lang:de": 6}, languages=languages)
+    network = seq2seq_network({"architecture": "mbart", **TINY["mbart"]}, "here", facts, longest=4)
+    assert network.generation_config.decoder_start_token_id == start
 
 
 def test_special_tokens_that_the_data_lacks_stay_unset() -> None:
