@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field
 
 from data_pipelines.base import Strict, UserError, apply_overrides, did_you_mean, digest_of, parse
+from data_pipelines.storage import Storage
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -39,6 +40,7 @@ class Data(Strict):
     """Loader processes a rank; 0 reads in the training process."""
     prefetch: int = Field(2, gt=0)
     """Micro batches read ahead by each worker."""
+    storage: Storage = Storage()
     max_quarantined: float = Field(0.001, ge=0, le=1)
     """Share of samples that may be unreadable before the run stops (the first 10 are free)."""
 
@@ -183,8 +185,8 @@ class Recipe(Strict):
 
 FREE_ON_RESUME = (
     "summary", "ran_here", "data.path", "data.sources", "data.validation", "data.workers", "data.prefetch",
-    "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor", "evals", "profile", "runs",
-    "train.max_skipped", "train.spike_factor",
+    "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor", "evals", "profile",
+    "runs", "train.max_skipped", "train.spike_factor",
 )  # fmt: skip
 """Paths that may change between attempts of a run; anything else is a new run.
 

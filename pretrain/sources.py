@@ -91,9 +91,9 @@ def open_sources(recipe: Recipe) -> Sources:
     if not mixture:
         raise UserError(f"recipe {recipe.name}: no data; set data.path=FOLDER (made by `thalweg data pack`)")
     num_lanes = recipe.data.num_lanes or default_lanes(recipe.train.global_batch)
-    datasets = _named_apart([Dataset.open(source.path) for source in mixture])
+    datasets = _named_apart([Dataset.open(source.path, storage=recipe.data.storage) for source in mixture])
     lanes = allot_lanes([source.weight for source in mixture], num_lanes)
-    validation = Dataset.open(recipe.data.validation) if recipe.data.validation else None
+    validation = Dataset.open(recipe.data.validation, storage=recipe.data.storage) if recipe.data.validation else None
     return Sources(tuple(datasets), validation, num_lanes, tuple(lanes))
 
 
