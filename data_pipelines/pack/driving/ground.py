@@ -31,7 +31,7 @@ class Ground:
         table = np.clip(np.array(colours, np.int64)[:, None] * lightness[:, None] // 128, 0, 255).astype(np.uint32)
         self.table = (table[..., 0] | table[..., 1] << 8 | table[..., 2] << 16 | 255 << 24).astype(np.uint32)
         fine, coarse = keyed.noise(NOISE, NOISE), keyed.clouds(NOISE, NOISE, 32, 4)
-        self.noise = ((F32(0.45) * fine + F32(0.55) * coarse) * F32(LIGHTNESS)).astype(np.int32) - LIGHTNESS // 2
+        self.noise = ((F32(0.35) * fine + F32(0.65) * coarse) * F32(LIGHTNESS)).astype(np.int32) - LIGHTNESS // 2
         self.clouds = (keyed.clouds(64, 512, 64, 4) * F32(LIGHTNESS)).astype(np.int32)
         self.sky = keyed.choice([((120, 152, 196), 90), ((176, 186, 198), 50), ((206, 208, 210), 24)])
 
@@ -45,7 +45,7 @@ class Ground:
         across, down = sideways * cos[:, None], street[:, None] + sideways * sin[:, None]
         owner, material = self._materials(across, down)
         fade = np.minimum(F32(9) / depth, F32(1))[:, None]
-        grain = self.noise[(down * F32(7)).astype(np.int64) % NOISE, (across * F32(7)).astype(np.int64) % NOISE]
+        grain = self.noise[(down * F32(22)).astype(np.int64) % NOISE, (across * F32(22)).astype(np.int64) % NOISE]
         lightness = (grain * fade).astype(np.int64) + LIGHTNESS // 2
         frame.colours[first:], frame.owner[first:] = self.table[material, lightness], owner
         frame.inverse_depth[first:] = (F32(0.98) / depth)[:, None]  # what stands on the ground wins

@@ -162,19 +162,17 @@ def person(keyed: Keyed) -> list[Face]:
 
 def tree(keyed: Keyed) -> list[Face]:
     """A trunk and a crown, turned to whoever looks."""
-    height, half = keyed.uniform(4.5, 9.5), keyed.uniform(1.6, 3.2)
-    crown = height - 2 * half * keyed.uniform(0.8, 1.1)
+    height, half = keyed.uniform(5.5, 10), keyed.uniform(1.6, 2.8)
+    crown = max(height - 2 * half * keyed.uniform(0.8, 1.1), 2.2)
     return [
         upright("vegetation", low=0, high=crown + half, left=-0.16, right=0.16, picture=textures.trunk(keyed)),
-        upright(
-            "vegetation", low=max(crown, 0.9), high=height, left=-half, right=half, picture=textures.foliage(keyed)
-        ),
+        upright("vegetation", low=crown, high=height, left=-half, right=half, picture=textures.foliage(keyed)),
     ]
 
 
 def bush(keyed: Keyed) -> list[Face]:
     """Leaves down to the ground."""
-    half, height = keyed.uniform(0.6, 1.6), keyed.uniform(0.8, 2.2)
+    half, height = keyed.uniform(0.5, 1.2), keyed.uniform(0.8, 1.8)
     return [upright("vegetation", low=-0.2, high=height, left=-half, right=half, picture=textures.foliage(keyed))]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -13,18 +14,33 @@ NEAR = 0.3
 F32 = np.float32
 
 
-def pyramid(picture: np.ndarray) -> list[np.ndarray]:
-    """Levels of detail as packed colours: (H, W, 4) uint8 -> uint32 arrays, each half as wide and high."""
-    levels = [_packed(picture)]
-    while min(picture.shape[:2]) >= 4:
-        height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-        quads = picture[:height, :width].reshape(height // 2, 2, width // 2, 2, 4).astype(np.uint32)
-        solid = (quads[..., 3:] > 0).astype(np.uint32)
-        count = solid.sum(axis=(1, 3), dtype=np.uint32)
-        colours = (quads[..., :3] * solid).sum(axis=(1, 3), dtype=np.uint32) // np.maximum(count, 1)
-        picture = np.concatenate([colours, (count >= 2) * 255], axis=-1).astype(np.uint8)
-        levels.append(_packed(picture))
-    return levels
+class Texture:
+    """A picture (H, W, 4) uint8 at all levels of detail, which are made when it is first seen."""
+
+    def __init__(self, picture: np.ndarray) -> None:
+        self._picture = picture
+
+    @cached_property
+    def levels(self) -> list[np.ndarray]:
+        """Packed colours, uint32; each level half as wide and high as the one before."""
+        picture = self._picture
+        levels = [_packed(picture)]
+        while min(picture.shape[:2]) >= 4:
+            picture = _halved(picture)
+            levels.append(_packed(picture))
+        return levels
+
+
+def _halved(picture: np.ndarray) -> np.ndarray:
+    """Means of two by two texels, holes left out; two of them make a hole."""
+    height, width = picture.shape[0] // 2, picture.shape[1] // 2
+    wide = picture[: 2 * height, : 2 * width].astype(np.uint32)
+    quads = [wide[row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    solid = [(quad[..., 3:] > 0).astype(np.uint32) for quad in quads]
+    count = solid[0] + solid[1] + solid[2] + solid[3]
+    colours = [quad[..., :3] * mask for quad, mask in zip(quads, solid, strict=True)]
+    mean = (colours[0] + colours[1] + colours[2] + colours[3]) // np.maximum(count, 1)
+    return np.concatenate([mean, (count >= 2) * 255], axis=-1).astype(np.uint8)
 
 
 def _packed(picture: np.ndarray) -> np.ndarray:
@@ -86,15 +102,15 @@ class Frame:
         z, x, up = vectors[:, 0], vectors[:, 1], vectors[:, 2]
         return np.stack([x * fz - z * fx, -up, x * fx + z * fz], axis=1)
 
-    def draw(self, corners: np.ndarray, across: np.ndarray, down: np.ndarray, pictures: list[list[np.ndarray]]) -> None:
+    def draw(self, corners: np.ndarray, across: np.ndarray, down: np.ndarray, textures: Sequence[Texture]) -> None:
         """Draw rectangles, numbered by their rows.
 
         Args:
             corners, across, down: (N, 3) in camera coordinates.
-            pictures: pyramids, one a rectangle.
+            textures: one a rectangle.
         """
         for number, forms, box in self._visible(corners, across, down):
-            self._draw_one(number, forms, box, pictures[number])
+            self._draw_one(number, forms, box, textures[number])
 
     def darken(self, corners: np.ndarray, across: np.ndarray, down: np.ndarray) -> None:
         """Halve the light where rectangles lie on the ground."""
@@ -108,7 +124,7 @@ class Frame:
     def _visible(
         self, corners: np.ndarray, across: np.ndarray, down: np.ndarray
     ) -> Iterator[tuple[int, list[np.ndarray], tuple[int, int, int, int]]]:
-        """Numbers, forms and boxes of the rectangles that may be seen.
+        """Numbers, forms and boxes of the rectangles that may be seen, the nearest first.
 
         With M = [across down corner], a ray d meets the rectangle's plane at (u, v, 1) / w = inverse(M) d, w being the
         inverse depth. The three forms, rows of that inverse, are linear in the ray's slopes.
@@ -117,42 +133,48 @@ class Frame:
         product = across * to_u
         volume = product[:, 0] + product[:, 1] + product[:, 2]
         boxes = self._boxes(corners, across, down)
-        for number in np.flatnonzero((abs(volume) > 1e-9) & (boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3])):
+        seen = (abs(volume) > 1e-9) & (boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3])
+        depth = (corners + (across + down) / 2)[:, 2]
+        order = np.argsort(depth, kind="stable")  # from near to far: what is hidden is then found out early
+        for number in order[seen[order]]:
             forms = [(form[number] / volume[number]).astype(F32) for form in (to_u, to_v, to_w)]
             left, right, top, bottom = (int(value) for value in boxes[number])
             yield int(number), forms, (left, right, top, bottom)
 
     def _boxes(self, corners: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray:
         """(N, 4) int64 left, right, top, bottom in pixels; empty where nothing can be seen."""
-        points = np.stack([corners, corners + across, corners + down, corners + across + down], axis=1)
-        depth = points[..., 2]
-        near, behind = (depth < NEAR).any(axis=1), (depth < NEAR).all(axis=1)
-        safe = np.maximum(depth, NEAR)
+        points = np.stack([corners, corners + across, corners + across + down, corners + down], axis=1)  # (N, 4, 3)
+        following = np.roll(points, -1, axis=1)
+        depth, next_depth = points[..., 2:], following[..., 2:]
+        crosses = (depth < NEAR) != (next_depth < NEAR)
+        share = (NEAR - depth) / np.where(crosses, next_depth - depth, 1.0)
+        points = np.concatenate([points, points + share * (following - points)], axis=1)  # (N, 8, 3)
+        there = np.concatenate([depth >= NEAR, crosses], axis=1)[..., 0]
         rows, columns = self.owner.shape
-        focal = self.camera.focal * OVERSAMPLED
-        x = points[..., 0] / safe * focal + columns / 2
-        y = points[..., 1] / safe * focal + self.camera.horizon * OVERSAMPLED
-        box = np.stack([x.min(1), x.max(1) + 1, y.min(1), y.max(1) + 1], axis=1)
-        box[near] = (0, columns, 0, rows)
-        box = np.clip(np.floor(box), 0, [columns, columns, rows, rows]).astype(np.int64)
-        box[behind] = 0
-        return box
+        scale = self.camera.focal * OVERSAMPLED / np.where(there, points[..., 2], 1.0)
+        x = points[..., 0] * scale + columns / 2
+        y = points[..., 1] * scale + self.camera.horizon * OVERSAMPLED
+        first = [np.where(there, side, 1e9).min(axis=1) for side in (x, y)]
+        last = [np.where(there, side, -1e9).max(axis=1) + 1 for side in (x, y)]
+        box = np.stack([first[0], last[0], first[1], last[1]], axis=1)
+        return np.clip(np.floor(box), 0, [columns, columns, rows, rows]).astype(np.int64)
 
-    def _draw_one(
-        self, number: int, forms: list[np.ndarray], box: tuple[int, int, int, int], levels: list[np.ndarray]
-    ) -> None:
+    def _draw_one(self, number: int, forms: list[np.ndarray], box: tuple[int, int, int, int], texture: Texture) -> None:
         left, right, top, bottom = box
         x, y = self.x[left:right], self.y[top:bottom, None]
-        nu, nv, w = (form[0] * x + (form[1] * y + form[2]) for form in forms)
-        seen = self.inverse_depth[top:bottom, left:right]
-        inside = (w > seen) & (nu >= 0) & (nu < w) & (nv >= 0) & (nv < w)
-        rows, columns = np.nonzero(inside)
+        to_u, to_v, to_w = forms
+        w = to_w[0] * x + (to_w[1] * y + to_w[2])
+        nearest = w > self.inverse_depth[top:bottom, left:right]
+        if not nearest.any():
+            return
+        nu, nv = (form[0] * x + (form[1] * y + form[2]) for form in (to_u, to_v))
+        rows, columns = np.nonzero(nearest & (nu >= 0) & (nu < w) & (nv >= 0) & (nv < w))
         if not len(rows):
             return
         w = w[rows, columns]
         u, v = nu[rows, columns] / w, nv[rows, columns] / w
         middle = len(rows) // 2
-        level = self._level(levels, forms, float(u[middle]), float(v[middle]), float(w[middle]))
+        level = self._level(texture.levels, forms, float(u[middle]), float(v[middle]), float(w[middle]))
         height, width = level.shape
         texels = level[
             np.minimum((v * F32(height)).astype(np.int64), height - 1),

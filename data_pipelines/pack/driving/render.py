@@ -11,7 +11,7 @@ from data_pipelines.pack.driving import raster
 from data_pipelines.pack.driving.ground import LABELS, Ground
 from data_pipelines.pack.driving.keyed import Keyed
 from data_pipelines.pack.driving.models import Face
-from data_pipelines.pack.driving.raster import F32, OVERSAMPLED, Camera, Frame, pyramid, unpacked
+from data_pipelines.pack.driving.raster import F32, OVERSAMPLED, Camera, Frame, Texture, unpacked
 from data_pipelines.pack.driving.scene import draw_scene
 
 FIRST_THING = 24
@@ -50,7 +50,7 @@ class _Renderer:
         self.corners, self.across, self.down = (
             np.array([getattr(face, name) for face in self.faces], np.float64) for name in ("corner", "across", "down")
         )
-        self.pictures = [[pyramid(moment) for moment in face.moments] for face in self.faces]
+        self.textures = [[Texture(moment) for moment in face.moments] for face in self.faces]
         labels = np.array([face.label for face in self.faces])
         things = np.unique(
             np.stack([self.owners, [face.part for face in self.faces]], axis=1), axis=0, return_inverse=True
@@ -120,12 +120,12 @@ class _Renderer:
         length = np.sqrt(normal[:, 0] * normal[:, 0] + normal[:, 1] * normal[:, 1] + normal[:, 2] * normal[:, 2])
         facing = normal[:, 0] * self.sun[0] + normal[:, 1] * self.sun[1] + normal[:, 2] * self.sun[2]
         light = (1 - self.contrast) + self.contrast * abs(facing) / np.maximum(length, 1e-9)
-        return np.concatenate([np.floor(light * 256), [256.0] * len(LABELS)]).astype(np.uint32)
+        return np.concatenate([np.minimum(np.floor(light * 256), 256), [256.0] * len(LABELS)]).astype(np.uint16)
 
-    def _moments(self, seconds: float) -> list[list[np.ndarray]]:
-        """The picture of every rectangle, walkers in step with their speed."""
+    def _moments(self, seconds: float) -> list[Texture]:
+        """The texture of every rectangle, walkers in step with their speed."""
         chosen = []
-        for owner, moments in zip(self.owners, self.pictures, strict=True):
+        for owner, moments in zip(self.owners, self.textures, strict=True):
             if len(moments) == 1:
                 chosen.append(moments[0])
                 continue
@@ -152,7 +152,7 @@ class _Renderer:
         """Light, haze, exposure and grain; several rays to one pixel."""
         height, width = self.size
         owners = frame.owner[::OVERSAMPLED, ::OVERSAMPLED]
-        lit = unpacked(frame.colours).astype(np.uint32) * shades[frame.owner][..., None] >> 8
+        lit = unpacked(frame.colours).astype(np.uint16) * shades[frame.owner][..., None] >> 8
         rays = lit.reshape(height, OVERSAMPLED, width, OVERSAMPLED, 3)
         mean = (rays[:, 0, :, 0] + rays[:, 0, :, 1] + rays[:, 1, :, 0] + rays[:, 1, :, 1]).astype(F32) / F32(4)
         near = frame.inverse_depth[::OVERSAMPLED, ::OVERSAMPLED]

@@ -191,24 +191,15 @@ def _put(scene: Scene, faces: list[Face], along: float, across: float, **rest: o
 def _furniture(scene: Scene, keyed: Keyed, side: int, reach: float) -> None:
     """Posts, signs and trees along the kerb."""
     profile, along = scene.profile, keyed.uniform(-6, 4)
-    place = side * (profile.kerb + 0.5)
+    kinds = (models.lamp_post, models.lamp_post, models.sign_post, models.sign_post, models.tree, models.tree)
     while along < reach:
-        kind = keyed.choice(
-            (
-                models.lamp_post,
-                models.lamp_post,
-                models.sign_post,
-                models.sign_post,
-                models.tree,
-                models.tree,
-                models.bush,
-            )
-        )
+        kind = keyed.choice((*kinds, models.bush))
+        place = side * (profile.sidewalk_end if kind is models.bush else profile.kerb + 0.5)
         if not profile.at_crossing(along, 1.0):
-            _put(scene, kind(keyed), along, place, turns=kind in (models.tree, models.bush, models.lamp_post))
+            _put(scene, kind(keyed), along, place, turns=kind is not models.sign_post)
         along += keyed.uniform(4, 14)
     for start in profile.crossings:
-        _put(scene, models.signals(keyed), start - 0.8, place)
+        _put(scene, models.signals(keyed), start - 0.8, side * (profile.kerb + 0.5))
 
 
 def _pavement(scene: Scene, keyed: Keyed, side: int, reach: float) -> None:
