@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
-from torch import Tensor
 
 from data_pipelines.base import UserError, digest_of, write_atomically
 from data_pipelines.shards import Dataset
@@ -20,12 +18,10 @@ from data_pipelines.views.image import PlainImage
 from evals.features import Compute, FeatureTable, Source, alone, best_device, cache_folder, extract
 from evals.protocol import EvalConfig, EvalData, Scores
 from pretrain.export import LoadedEncoder
+from pretrain.networks.pixels import RAW_SIDE, raw_pixels
 
 Judge = Callable[[FeatureTable, FeatureTable], Mapping[str, float]]
 """Metrics of training and test features."""
-
-RAW_SIDE = 32
-"""Larger images are averaged down to this side: a linear model on megapixels says nothing more, and fits nowhere."""
 
 RANDOM_INIT_SEED = 0
 
@@ -47,15 +43,8 @@ def raw(view: PlainImage) -> Source:
 
 
 def _raw_pixels(view: PlainImage, device: torch.device) -> Compute:
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (view.mean, view.std))
-
-    def compute(images: Tensor) -> Mapping[str, Tensor]:
-        pixels = images * std + mean
-        if view.image_size > RAW_SIDE:
-            pixels = F.adaptive_avg_pool2d(pixels, RAW_SIDE)
-        return {"pixels": pixels.flatten(1)}
-
-    return compute
+    mean, std = (torch.tensor(values, device=device) for values in (view.mean, view.std))
+    return lambda images: {"pixels": raw_pixels(images, mean, std)}
 
 
 def with_controls(encoder: LoadedEncoder, data: EvalData, config: EvalConfig, protocol: str, judge: Judge) -> Scores:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "causal_lm": "pretrain.objectives.causal_lm:CausalLanguageModel",
+    "classify": "pretrain.objectives.classify:Classify",
     "denoising_seq2seq": "pretrain.objectives.denoising_seq2seq:DenoisingSeq2Seq",
     "info_nce": "pretrain.objectives.info_nce:InfoNCE",
     "mae": "pretrain.objectives.mae:MaskedAutoencoder",
