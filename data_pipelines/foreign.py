@@ -17,12 +17,15 @@ from data_pipelines.index import SUFFIX, Index, read_index
 from data_pipelines.indexer import index_tar
 from data_pipelines.shards import MANIFEST, Facts, Manifest, shard_of
 from data_pipelines.storage import (
+    DEFAULTS,
+    Storage,
     cache_folder,
     exists,
     fingerprint,
     glob,
     join,
     local_path,
+    locked,
     modified_before,
     names_in,
     open_reader,
@@ -34,6 +37,8 @@ MAX_INFLATION = 200
 """A gzipped tar may grow by this factor ..."""
 FREE_INFLATION = 2**30
 """... and in any case to this many bytes."""
+MAX_UNINDEXED = 1000
+"""Tars that are indexed on first use; more of them are a job of their own."""
 SNIFFED_SAMPLES = 32
 READ_BYTES = 1 << 20
 _GLOB = re.compile(r"[*?\[]")
@@ -42,7 +47,7 @@ Place = tuple[str, str]
 """(tar, index) addresses of a shard."""
 
 
-def open_foreign(path: str) -> tuple[Manifest, list[Place]]:
+def open_foreign(path: str, storage: Storage = DEFAULTS) -> tuple[Manifest, list[Place]]:
     """Index the tars at `path` that are not indexed yet.
 
     Args:
@@ -52,11 +57,23 @@ def open_foreign(path: str) -> tuple[Manifest, list[Place]]:
         A manifest in memory, and the places of its shards.
 
     Raises:
-        UserError: there is no tar.
+        UserError: there is no tar, or there are more without an index than are indexed on the fly.
         DataError: the tars hold no sample at all, or one is a decompression bomb.
     """
-    tars = find_tars(path)
-    places, indexes = zip(*(_prepare(tar) for tar in tars), strict=True)
+    tars = find_tars(path, storage)
+    beside = [_index_beside(tar, storage) for tar in tars]
+    unindexed = sum(index is None for index in beside)
+    if unindexed > MAX_UNINDEXED:
+        raise UserError(
+            f"dataset {path}: {unindexed} of {len(tars)} tars have no index; make them once: thalweg data index {path}"
+        )
+    places, indexes = zip(
+        *(
+            _prepare(tar, storage) if index is None else ((tar, tar + SUFFIX), index)
+            for tar, index in zip(tars, beside, strict=True)
+        ),
+        strict=True,
+    )
     shards = [shard_of(tar, index) for tar, index in zip(tars, indexes, strict=True)]
     if not any(shard.samples for shard in shards):
         damage = next((f": {index.header.damage[0]}" for index in indexes if index.header.damage), "")
@@ -72,20 +89,20 @@ def open_foreign(path: str) -> tuple[Manifest, list[Place]]:
     return manifest, list(places)
 
 
-def find_tars(path: str) -> list[str]:
+def find_tars(path: str, storage: Storage = DEFAULTS) -> list[str]:
     """Sorted addresses of the tars behind a path, folder or glob.
 
     Raises:
         UserError: there are none.
     """
-    if _GLOB.search(path) and not exists(path):
-        found = [match for match in glob(path) if match.endswith(TAR_SUFFIXES)]
-    elif path.endswith(TAR_SUFFIXES) and exists(path):
+    if _GLOB.search(path) and not exists(path, storage):
+        found = [match for match in glob(path, storage) if match.endswith(TAR_SUFFIXES)]
+    elif path.endswith(TAR_SUFFIXES) and exists(path, storage):
         found = [path]
     else:
-        found = [join(path, name) for name in names_in(path) if name.endswith(TAR_SUFFIXES)]
+        found = [join(path, name) for name in names_in(path, storage) if name.endswith(TAR_SUFFIXES)]
     if not found:
-        raise UserError(f"dataset {path}: {_why_nothing(path)}")
+        raise UserError(f"dataset {path}: {_why_nothing(path, storage)}")
     return found
 
 
@@ -119,12 +136,12 @@ def _first_samples(places: Sequence[Place], indexes: Sequence[Index]) -> Iterato
         yield Sample(index.key(number), index.fields_of(number, reader.pread(*index.span(number))))
 
 
-def _why_nothing(path: str) -> str:
+def _why_nothing(path: str, storage: Storage) -> str:
     if _GLOB.search(path):
         return "no .tar or .tar.gz matches"
-    if not exists(path):
+    if not exists(path, storage):
         return "no such file or folder"
-    sets = [join(path, name) for name in names_in(path) if exists(join(join(path, name), MANIFEST))]
+    sets = [join(path, name) for name in names_in(path, storage) if exists(join(join(path, name), MANIFEST), storage)]
     if sets:
         return f"a folder of sets; name one of them: {', '.join(sets)}"
     return "holds neither a manifest.json nor a .tar; pack it first: thalweg data pack"
@@ -148,38 +165,41 @@ def _classes_beside(tar: str) -> tuple[str, ...] | None:
         return None
 
 
-def _prepare(tar: str) -> tuple[Place, Index]:
-    """A foreign shard with its index, made now where there is none of this very tar."""
-    zipped = tar.endswith((".gz", ".tgz"))
-    beside = None if zipped else _index_beside(tar)
-    if beside is not None:
-        return (tar, tar + SUFFIX), beside
+def _prepare(tar: str, storage: Storage) -> tuple[Place, Index]:
+    """A foreign shard without a sidecar, and its index: both made now by the first process that asks for them."""
     where = tar if local_path(tar) is None else str(Path(tar).resolve())
-    stem = hashlib.blake2b(f"{where} {fingerprint(tar)}".encode(), digest_size=16).hexdigest()
+    stem = hashlib.blake2b(f"{where} {fingerprint(tar, storage)}".encode(), digest_size=16).hexdigest()
     plain, cached = tar, cache_folder("foreign") / f"{stem}{SUFFIX}"
-    if zipped:
-        plain = str(cache_folder("foreign") / f"{stem}.tar")
-        if not Path(plain).exists():
-            _unpack(tar, Path(plain))
-    try:
-        return (plain, str(cached)), read_index(str(cached))
-    except (OSError, DataError):
-        index = index_tar(plain)
-        write_atomically(cached, index.to_bytes())
-        return (plain, str(cached)), index
+    with locked(cached.with_suffix(".lock")):
+        if _is_zipped(tar):
+            plain = str(cache_folder("foreign") / f"{stem}.tar")
+            if not Path(plain).exists():
+                _unpack(tar, Path(plain), storage)
+        try:
+            return (plain, str(cached)), read_index(str(cached))
+        except (OSError, DataError):
+            index = index_tar(plain, storage)
+            write_atomically(cached, index.to_bytes())
+            return (plain, str(cached)), index
 
 
-def _index_beside(tar: str) -> Index | None:
-    """The sidecar of a tar, unless it is damaged, older than the tar or of another size."""
+def _is_zipped(tar: str) -> bool:
+    return tar.endswith((".gz", ".tgz"))
+
+
+def _index_beside(tar: str, storage: Storage) -> Index | None:
+    """The sidecar of a plain tar, unless it is damaged, older than the tar or of another size."""
+    if _is_zipped(tar):
+        return None
     try:
-        index = read_index(tar + SUFFIX)
+        index = read_index(tar + SUFFIX, storage)
         fresh = index.header.shard_bytes == open_reader(tar).size and not modified_before(tar + SUFFIX, tar)
     except (OSError, DataError):
         return None
     return index if fresh else None
 
 
-def _unpack(archive: str, plain: Path) -> None:
+def _unpack(archive: str, plain: Path, storage: Storage) -> None:
     """Gunzip into the cache; what a truncated archive still yields is kept.
 
     Raises:
@@ -189,16 +209,16 @@ def _unpack(archive: str, plain: Path) -> None:
     handle, partial = tempfile.mkstemp(dir=plain.parent, prefix=".unpack-")
     try:
         with os.fdopen(handle, "wb") as file:
-            for block in _gunzip(archive):
+            for block in _gunzip(archive, storage):
                 file.write(block)
         Path(partial).replace(plain)
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
-def _gunzip(archive: str) -> Iterator[bytes]:
+def _gunzip(archive: str, storage: Storage) -> Iterator[bytes]:
     """Blocks of a gzip file of one or more streams, up to its end or its first damage."""
-    reader = open_reader(archive)
+    reader = open_reader(archive, storage)
     limit = max(FREE_INFLATION, reader.size * MAX_INFLATION)
     inflate, offset, produced = zlib.decompressobj(wbits=31), 0, 0
     pending = b""

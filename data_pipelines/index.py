@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from data_pipelines.base import DataError, Strict, canonical_json
-from data_pipelines.storage import read_bytes
+from data_pipelines.storage import DEFAULTS, Storage, read_bytes
 
 SUFFIX = ".index"
 MAX_SAMPLE_BYTES = 2**31 - 1
@@ -142,14 +142,14 @@ class Index:
         )
 
 
-def read_index(address: str) -> Index:
+def read_index(address: str, storage: Storage = DEFAULTS) -> Index:
     """Read the sidecar at `address`.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it is damaged.
     """
-    return Index.from_bytes(read_bytes(address), address)
+    return Index.from_bytes(read_bytes(address, storage), address)
 
 
 def payload_digest(fields: Iterable[tuple[str, bytes]]) -> int:

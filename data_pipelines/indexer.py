@@ -13,7 +13,7 @@ import xxhash
 
 from data_pipelines.base import DataError, write_atomically
 from data_pipelines.index import MAX_SAMPLE_BYTES, SUFFIX, Header, Index
-from data_pipelines.storage import Reader, open_reader
+from data_pipelines.storage import DEFAULTS, Reader, Storage, open_reader
 from data_pipelines.tar import Damage, Member, members
 
 READ_BYTES = 1 << 20
@@ -32,7 +32,7 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (match.group(1), match.group(2).lower()) if match else None
 
 
-def index_tar(address: str) -> Index:
+def index_tar(address: str, storage: Storage = DEFAULTS) -> Index:
     """Read a tar once and index it.
 
     Damaged or hostile members are left out and named in `header.damage`; what precedes a
@@ -41,7 +41,7 @@ def index_tar(address: str) -> Index:
     Raises:
         FileNotFoundError: there is no such tar.
     """
-    stream = _HashingStream(open_reader(address))
+    stream = _HashingStream(open_reader(address, storage))
     builder = _Builder()
     for event in members(stream):
         if isinstance(event, Damage):

@@ -120,6 +120,9 @@ class RowReader(ABC):
 
     def _rows(self, positions: np.ndarray) -> list[Row]:
         places = self._places(positions)
+        for number, dataset in enumerate(self._datasets):
+            if dataset.is_remote:
+                dataset.read_ahead([(shard, member) for source, shard, member in places if source == number])
         rows: dict[int, Row] = {}
         for index in sorted(range(len(places)), key=places.__getitem__):  # a shard's members in sequence
             rows[index] = self._row(int(positions[index]), places[index])

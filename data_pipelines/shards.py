@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -14,11 +13,26 @@ from pydantic import Field, ValidationError
 from data_pipelines.base import DataError, SampleError, Strict, UserError, canonical_json, digest_of
 from data_pipelines.batch import Sample
 from data_pipelines.index import SUFFIX, Index, payload_digest, read_index
-from data_pipelines.storage import Reader, join, names_in, open_reader, read_bytes
+from data_pipelines.opened import IN_FLIGHT, Opened
+from data_pipelines.storage import (
+    DEFAULTS,
+    Reader,
+    Storage,
+    exists,
+    fingerprint,
+    join,
+    local_path,
+    names_in,
+    once,
+    open_reader,
+    read_bytes,
+)
 
 MANIFEST = "manifest.json"
-OPEN_INDEXES = 1024
-OPEN_SHARDS = 128
+ASKED_FOR = 1000
+"""Shards that are asked for one by one where a web server lists no folders."""
+COMPLETE_S = 60.0
+"""Ranks of a machine that open a set within this time look for missing shards once."""
 
 
 class Facts(Strict):
@@ -112,19 +126,23 @@ class Manifest(Strict):
         return canonical_json(self.model_dump(mode="json")) + b"\n"
 
 
-def read_manifest(folder: str) -> Manifest:
-    """The manifest of a packed folder.
+def read_manifest(folder: str, storage: Storage = DEFAULTS) -> Manifest:
+    """The manifest of a packed folder; of a remote one, read once by the ranks of a machine.
 
     Raises:
         FileNotFoundError: there is none.
         UserError: it is no manifest of this version.
     """
+    address = join(folder, MANIFEST)
     try:
-        return Manifest.model_validate_json(read_bytes(join(folder, MANIFEST)))
+        if local_path(address) is None:
+            version = f"manifest {address} {fingerprint(address, storage)}"
+            return Manifest.model_validate_json(once(version, lambda: read_bytes(address, storage)))
+        return Manifest.model_validate_json(read_bytes(address))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{join(folder, MANIFEST)}: {where or 'file'}: {first['msg']}") from None
+        raise UserError(f"{address}: {where or 'file'}: {first['msg']}") from None
 
 
 def shard_of(tar: str, index: Index) -> Shard:
@@ -147,10 +165,16 @@ class Dataset:
         path: address it was opened from.
         manifest: see `Manifest`.
         shard_sizes: (S,) int64, samples of each shard.
+        is_remote: whether it is read over a network.
     """
 
     def __init__(
-        self, path: str, manifest: Manifest, name: str, places: Sequence[tuple[str, str]] | None = None
+        self,
+        path: str,
+        manifest: Manifest,
+        name: str,
+        places: Sequence[tuple[str, str]] | None = None,
+        storage: Storage = DEFAULTS,
     ) -> None:
         """Use `Dataset.open`.
 
@@ -159,32 +183,44 @@ class Dataset:
         """
         self.path, self.manifest, self.name = path, manifest, name
         self.shard_sizes = np.array([shard.samples for shard in manifest.shards], np.int64)
-        self._places = places
-        self._caches = _Caches()
+        self.is_remote = local_path(path) is None
+        self._places, self._storage = places, storage
+        self._opened = Opened()
 
     @classmethod
-    def open(cls, path: str, *, name: str | None = None) -> Dataset:
+    def open(cls, path: str, *, name: str | None = None, storage: Storage = DEFAULTS) -> Dataset:
         """Open a packed folder, or a folder, glob or file of plain tars.
 
         Args:
             path: a folder with a manifest.json; or tars (`.tar`, `.tar.gz`) of any origin, which are
                 indexed into a cache folder on first use.
             name: overrides the manifest's.
+            storage: how a remote one is read.
 
         Raises:
             UserError: nothing to read there, or shards are missing; all missing ones are listed.
+            DataError: the store does not answer.
         """
         path = str(path)
         path = path.rstrip("/") if len(path) > 1 else path
         try:
-            manifest = read_manifest(path)
+            return cls._open(path, name, storage)
+        except PermissionError as error:
+            raise UserError(f"dataset {path}: {error}; it may not be read with the credentials at hand") from None
+        except OSError as error:
+            raise DataError(f"dataset {path}: {error}") from None
+
+    @classmethod
+    def _open(cls, path: str, name: str | None, storage: Storage) -> Dataset:
+        try:
+            manifest = read_manifest(path, storage)
         except (FileNotFoundError, NotADirectoryError):
             from data_pipelines.foreign import open_foreign
 
-            manifest, places = open_foreign(path)
-            return cls(path, manifest, name or manifest.name, places)
-        _refuse_missing(path, manifest)
-        return cls(path, manifest, name or manifest.name)
+            manifest, places = open_foreign(path, storage)
+            return cls(path, manifest, name or manifest.name, places, storage)
+        _refuse_missing(path, manifest, storage)
+        return cls(path, manifest, name or manifest.name, storage=storage)
 
     @property
     def num_samples(self) -> int:
@@ -218,18 +254,24 @@ class Dataset:
         """64-bit digest of a sample's bytes, as its index has it (`data_pipelines.index.payload_digest`)."""
         return int(self.index(shard).digests[member])
 
+    def read_ahead(self, places: Iterable[tuple[int, int]]) -> None:
+        """Ask a remote store for many samples side by side, each a (shard, member); `read` then waits for its own."""
+        self._files().ahead.ask(places, self._span)
+
     def read(self, shard: int, member: int) -> Sample:
         """Read one sample and check it against its digest.
 
         Raises:
             SampleError: it is unreadable: shard gone, truncated before it, or bytes damaged.
-            DataError: the shard was replaced by another one.
+            DataError: the shard was replaced by another one, or its store is out of reach.
         """
         index = self.index(shard)
         offset, size = index.span(member)
         key, file = index.key(member), self.manifest.shards[shard].file
         try:
-            span = self._reader(shard).pread(offset, size)
+            span = self._files().ahead.take((shard, member)) if self.is_remote else None
+            if span is None:
+                span = self._reader(shard).pread(offset, size)
         except OSError as error:
             raise SampleError(f"shard unreadable: {error.strerror or error}", key=key, shard=file) from None
         if len(span) < size:
@@ -239,11 +281,15 @@ class Dataset:
             raise SampleError("bytes differ from the index's digest", key=key, shard=file)
         return Sample(key=key, fields=fields, dataset=self.name, shard=file)
 
+    def _span(self, shard: int, member: int) -> bytes:
+        return self._reader(shard).pread(*self.index(shard).span(member))
+
     def index(self, shard: int) -> Index:
         """The index of a shard, held in memory while it is in use.
 
         Raises:
-            DataError: it belongs to another shard than the manifest's, or is gone and cannot be rebuilt.
+            DataError: it belongs to another shard than the manifest's, or is damaged and cannot be rebuilt.
+            SampleError: index and shard are both gone.
         """
         return self._files().indexes.get(shard, self._load_index)
 
@@ -258,9 +304,9 @@ class Dataset:
         tar, sidecar = self.place(shard)
         expected = self.manifest.shards[shard]
         try:
-            index = read_index(sidecar)
+            index = read_index(sidecar, self._storage)
         except (OSError, DataError):
-            index = _reindex(tar, expected)
+            index = _reindex(tar, expected, self._storage)
         if (index.header.shard_digest, index.num_samples) != (expected.digest, expected.samples):
             raise DataError(
                 f"index {sidecar} is of another shard than the manifest's (digest {index.header.shard_digest}, "
@@ -268,17 +314,17 @@ class Dataset:
             )
         return index
 
-    def _files(self) -> _Caches:
-        if self._caches.process != os.getpid():
-            self._caches = _Caches()
-        return self._caches
+    def _files(self) -> Opened:
+        if self._opened.process != os.getpid():
+            self._opened = Opened()
+        return self._opened
 
     def _reader(self, shard: int) -> Reader:
         return self._files().readers.get(shard, self._open_reader)
 
     def _open_reader(self, shard: int) -> Reader:
         tar, _ = self.place(shard)
-        reader = open_reader(tar)
+        reader = open_reader(tar, self._storage)
         if reader.size > self.manifest.shards[shard].bytes:
             raise DataError(
                 f"shard {tar} has {reader.size} bytes, the manifest {self.manifest.shards[shard].bytes}: it was "
@@ -287,60 +333,40 @@ class Dataset:
         return reader
 
 
-Value = TypeVar("Value")
+def _refuse_missing(folder: str, manifest: Manifest, storage: Storage) -> None:
+    def look() -> bytes:
+        missing = _missing(folder, manifest, storage)
+        if missing:
+            shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            raise UserError(f"dataset {folder}: {len(missing)} of {len(manifest.shards)} shards are missing: {shown}")
+        return b""
+
+    if local_path(folder) is None:
+        once(f"complete {folder} {manifest.digest}", look, max_age_s=COMPLETE_S)
+    else:
+        look()
 
 
-class _Recent(Generic[Value]):
-    """The last `size` values that were made, by shard."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[int, Value] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, shard: int, make: Callable[[int], Value]) -> Value:
-        with self._lock:
-            if shard in self._values:
-                self._values.move_to_end(shard)
-                return self._values[shard]
-        value = make(shard)  # outside the lock: opening a remote shard may take seconds
-        with self._lock:
-            self._values[shard] = value
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return value
+def _missing(folder: str, manifest: Manifest, storage: Storage) -> list[str]:
+    there = set(names_in(folder, storage))
+    files = [shard.file for shard in manifest.shards]
+    if MANIFEST in there:
+        return [file for file in files if file not in there]
+    if len(files) > ASKED_FOR:  # what is missing shows when it is read
+        return []
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        found = pool.map(lambda file: exists(join(folder, file), storage), files)
+    return [file for file, is_there in zip(files, found, strict=True) if not is_there]
 
 
-class _Caches:
-    """Open files of one process; a forked or unpickled copy starts with none."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self.indexes: _Recent[Index] = _Recent(OPEN_INDEXES)
-        self.readers: _Recent[Reader] = _Recent(OPEN_SHARDS)
-
-    def __reduce__(self) -> tuple[type[_Caches], tuple[()]]:
-        return _Caches, ()
-
-
-def _refuse_missing(folder: str, manifest: Manifest) -> None:
-    there = set(names_in(folder))
-    if MANIFEST not in there:  # a web server that lists no folders: what is missing shows when it is read
-        return
-    missing = [shard.file for shard in manifest.shards if shard.file not in there]
-    if missing:
-        shown = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise UserError(f"dataset {folder}: {len(missing)} of {len(manifest.shards)} shards are missing: {shown}")
-
-
-def _reindex(tar: str, expected: Shard) -> Index:
+def _reindex(tar: str, expected: Shard, storage: Storage) -> Index:
     """The index of a shard whose sidecar is gone or damaged, in memory."""
     from data_pipelines.indexer import index_tar
 
     try:
-        index = index_tar(tar)
+        index = index_tar(tar, storage)
     except OSError as error:
-        raise DataError(f"shard {tar} and its index cannot be read: {error}") from None
+        raise SampleError(f"shard and its index cannot be read: {error}", shard=expected.file) from None
     if index.header.shard_digest != expected.digest:
         raise DataError(f"index of {tar} is gone or damaged, and the tar is not the manifest's either; pack it again")
     return index

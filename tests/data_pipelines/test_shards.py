@@ -244,7 +244,7 @@ def test_addresses_outside_the_list_are_refused(address):
         Dataset.open(address)
 
 
-def test_a_store_of_fsspec_serves_the_same_samples(packed, tmp_path):
+def test_a_store_of_fsspec_serves_the_same_samples(packed, tmp_path, monkeypatch):
     store = fsspec.filesystem("memory")
     store.put(packed.path, f"/{tmp_path.name}/set", recursive=True)
     address = f"memory://{tmp_path.name}/set"
@@ -255,6 +255,7 @@ def test_a_store_of_fsspec_serves_the_same_samples(packed, tmp_path):
     assert len(glob(f"{address}/*.tar")) == 4
     assert open_reader(f"{address}/manifest.json").pread(0, 1) == read_bytes(f"{address}/manifest.json")[:1] == b"{"
     store.rm(f"/{tmp_path.name}/set/train-000000.tar")
+    monkeypatch.setenv("THALWEG_CACHE", str(tmp_path / "another machine"))  # this one has just looked
     with pytest.raises(UserError, match="1 of 4 shards are missing"):
         Dataset.open(address)
 
