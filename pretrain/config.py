@@ -185,8 +185,8 @@ class Recipe(Strict):
 
 FREE_ON_RESUME = (
     "summary", "ran_here", "data.path", "data.sources", "data.validation", "data.workers", "data.prefetch",
-    "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor", "evals", "profile",
-    "runs", "train.max_skipped", "train.spike_factor",
+    "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor", "evals",
+    "profile", "runs", "train.max_skipped", "train.spike_factor",
 )  # fmt: skip
 """Paths that may change between attempts of a run; anything else is a new run.
 
