@@ -29,6 +29,9 @@ class Data(Strict):
     path: str | None = None
     """A packed set; for mixtures use `sources`."""
     sources: tuple[Source, ...] = ()
+    temperature: float | None = Field(None, gt=0)
+    """Weights are multiplied by the sources' samples to the power of 1 / temperature: 1 draws every sample alike often,
+    more favours small sources; unset, size plays no part."""
     validation: str | None = None
     """Packed set whose loss is measured at `validation.every` steps."""
     num_lanes: int | None = Field(None, gt=0)
@@ -184,9 +187,9 @@ class Recipe(Strict):
 
 
 FREE_ON_RESUME = (
-    "summary", "ran_here", "data.path", "data.sources", "data.validation", "data.workers", "data.prefetch",
-    "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor", "evals",
-    "profile", "runs", "train.max_skipped", "train.spike_factor",
+    "summary", "ran_here", "data.path", "data.sources", "data.temperature", "data.validation", "data.workers",
+    "data.prefetch", "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor",
+    "evals", "profile", "runs", "train.max_skipped", "train.spike_factor",
 )  # fmt: skip
 """Paths that may change between attempts of a run; anything else is a new run.
 

@@ -92,7 +92,11 @@ def open_sources(recipe: Recipe) -> Sources:
         raise UserError(f"recipe {recipe.name}: no data; set data.path=FOLDER (made by `thalweg data pack`)")
     num_lanes = recipe.data.num_lanes or default_lanes(recipe.train.global_batch)
     datasets = _named_apart([Dataset.open(source.path, storage=recipe.data.storage) for source in mixture])
-    lanes = allot_lanes([source.weight for source in mixture], num_lanes)
+    weights = [source.weight for source in mixture]
+    if recipe.data.temperature is not None:
+        sizes = [dataset.num_samples for dataset in datasets]
+        weights = [w * size ** (1 / recipe.data.temperature) for w, size in zip(weights, sizes, strict=True)]
+    lanes = allot_lanes(weights, num_lanes)
     validation = Dataset.open(recipe.data.validation, storage=recipe.data.storage) if recipe.data.validation else None
     return Sources(tuple(datasets), validation, num_lanes, tuple(lanes))
 

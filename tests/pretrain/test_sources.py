@@ -50,3 +50,11 @@ def test_sets_of_several_tokenizers_do_not(tmp_path):
     other = packed(tmp_path / "other", **{**TEXT, "tokenizer_digest": "u"}, special_tokens=SPECIAL)
     with pytest.raises(UserError, match="does not go with"):
         sources_of(one, other).facts()
+
+
+@pytest.mark.parametrize(("temperature", "lanes"), [(None, (8, 8)), (1.0, (15, 1)), (2.0, (13, 3)), (1e9, (8, 8))])
+def test_a_temperature_draws_small_sources_more_often(tmp_path, temperature, lanes):
+    large, small = packed(tmp_path / "large", count=240), packed(tmp_path / "small", count=16)
+    assert sources_of(large, small, temperature=temperature).lanes == lanes
+    threefold = {"path": small, "weight": 3.0}
+    assert sources_of(large, threefold, temperature=2.0).lanes == (9, 7)  # 15.5 to 3 times 4
