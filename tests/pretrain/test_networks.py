@@ -165,7 +165,7 @@ def test_objectives_are_found_by_name() -> None:
         assert objective_class(name).Config.model_fields
     with pytest.raises(UserError, match="objective 'info_nec' does not exist; did you mean 'info_nce'"):
         objective_class("info_nec")
-    with pytest.raises(UserError, match="recipe objective: no name; known: .*info_nce, mae"):
+    with pytest.raises(UserError, match=r"recipe objective: no name; known: .*info_nce, mae"):
         build({}, DataFacts(), seed=0)
 
 
