@@ -5,7 +5,8 @@ ThalwegError           exit code 1
     SavedAndStopped    saved, wants to be started again; exit code 85
     DataError          the data cannot carry the run any further
         SampleError    one sample cannot be read or decoded; quarantined, never fatal by itself
-    CheckpointError    damaged, or of another model
+    CheckpointError    damaged
+        OtherModelError    whole, but of another model than the recipe's; exit code 2
 """
 
 from __future__ import annotations
@@ -62,7 +63,13 @@ def _rebuild_sample_error(reason: str, key: str, shard: str) -> SampleError:
 
 
 class CheckpointError(ThalwegError):
-    """A checkpoint is damaged, or belongs to another model."""
+    """A checkpoint is damaged."""
+
+
+class OtherModelError(CheckpointError):
+    """A whole checkpoint belongs to another model: the user's mistake, no start will mend it."""
+
+    exit_code = 2
 
 
 class Strict(BaseModel):

@@ -57,8 +57,8 @@ def open_foreign(path: str, storage: Storage = DEFAULTS) -> tuple[Manifest, list
         A manifest in memory, and the places of its shards.
 
     Raises:
-        UserError: there is no tar, or there are more without an index than are indexed on the fly.
-        DataError: the tars hold no sample at all, or one is a decompression bomb.
+        UserError: there is no tar or no sample in any, or there are more without an index than are indexed on the fly.
+        DataError: one is a decompression bomb.
     """
     tars = find_tars(path, storage)
     beside = [_index_beside(tar, storage) for tar in tars]
@@ -77,7 +77,7 @@ def open_foreign(path: str, storage: Storage = DEFAULTS) -> tuple[Manifest, list
     shards = [shard_of(tar, index) for tar, index in zip(tars, indexes, strict=True)]
     if not any(shard.samples for shard in shards):
         damage = next((f": {index.header.damage[0]}" for index in indexes if index.header.damage), "")
-        raise DataError(f"dataset {path}: no samples in {len(tars)} tars{damage}")
+        raise UserError(f"dataset {path}: no samples in {len(tars)} tars{damage}; fetch or pack them again")
     manifest = Manifest.make(
         name=_name(path),
         source=path,

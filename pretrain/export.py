@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, ViTModel
 from transformers.utils import logging
 
-from data_pipelines.base import CheckpointError, Strict, UserError, parse
+from data_pipelines.base import OtherModelError, Strict, UserError, parse
 from data_pipelines.hashing import mix
 from data_pipelines.views.image import PlainImage
 from pretrain.checkpoint import CheckpointReader, newest_whole
@@ -97,7 +97,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 
     Raises:
         UserError: no such checkpoint, or `out` holds anything but an export of this very checkpoint.
-        CheckpointError: the checkpoint is damaged, or of another model than its run's recipe describes.
+        CheckpointError: the checkpoint is damaged, or (OtherModelError) of another model than its run's recipe describes.
     """
     source, out = find_checkpoint(checkpoint), Path(out)
     digest = checkpoint_digest(source)
@@ -157,8 +157,9 @@ class _Weights:
                 if tuple(self._shapes[kind][name]) != tuple(shape):
                     break
                 return self._reader.read(name, kind).reshape(shape)
-        raise CheckpointError(
-            f"checkpoint {self._reader.path} is of another model: the recipe beside it wants {name} {[*shape]}"
+        raise OtherModelError(
+            f"checkpoint {self._reader.path} is of another model: the recipe beside it wants {name} {[*shape]}; "
+            f"put it back to the run that wrote it"
         )
 
 

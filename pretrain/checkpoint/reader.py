@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data_pipelines.base import CheckpointError
+from data_pipelines.base import CheckpointError, OtherModelError
 from pretrain.checkpoint.manifest import STATE, Manifest, slice_key, tensors_name
 from pretrain.checkpoint.tensors import as_bytes, digest_of_bytes, digest_of_file
 from pretrain.engine.layout import Entry
@@ -87,15 +87,15 @@ class CheckpointReader:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
     def refuse_other(self, catalogue: Mapping[str, Entry]) -> None:
-        """Raise CheckpointError with the first difference to what an engine holds."""
+        """Raise OtherModelError with the first difference to what an engine holds."""
         ours = {(kind, name): entry.cut.shape for name, entry in catalogue.items() for kind in entry.kinds}
         theirs = {(kind, name): line.shape for name, line in self.manifest.tensors.items() for kind in line.kinds}
         for kind, name in [*ours, *theirs]:
             here, there = ours.get((kind, name)), theirs.get((kind, name))
             if here != there:
-                raise CheckpointError(
+                raise OtherModelError(
                     f"checkpoint {self.path} is of another model: {_words(kind, name)} is "
-                    f"{_shape(there)} there and {_shape(here)} here"
+                    f"{_shape(there)} there and {_shape(here)} here; to begin from its weights: init_from={self.path}"
                 )
 
     def _part(self, rank: int, key: str, held: tuple[int, int], begin: int, end: int) -> Tensor:
