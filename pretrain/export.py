@@ -97,7 +97,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
 
     Raises:
         UserError: no such checkpoint, or `out` holds anything but an export of this very checkpoint.
-        CheckpointError: the checkpoint is damaged, or (OtherModelError) of another model than its run's recipe describes.
+        CheckpointError: the checkpoint is damaged, or (OtherModelError) of another model than its run.
     """
     source, out = find_checkpoint(checkpoint), Path(out)
     digest = checkpoint_digest(source)
