@@ -138,7 +138,7 @@ def _session(host: str, **settings: Any) -> aiohttp.ClientSession:
 def _check_redirect(host: str) -> Any:
     async def check(session: object, context: object, redirect: aiohttp.TraceRequestRedirectParams) -> None:
         target = redirect.response.url.join(URL(redirect.response.headers.get("Location", "")))
-        if redirect.response.url.scheme == "https" and target.scheme != "https":
+        if target.scheme not in {"https", redirect.response.url.scheme}:
             raise _refusal(host, str(target))
         if target.host != host and _is_private(target.host or ""):
             raise _refusal(host, str(target))
@@ -174,7 +174,8 @@ def _is_private(host: str) -> bool:
 
 def _refusal(host: str, target: str) -> DataError:
     return DataError(
-        f"{host} redirects to {target}, a private or less secure address; if that is what you want, name it yourself"
+        f"{host} redirects to {target}, a private address or a weaker scheme; "
+        f"if that is what you want, name it yourself"
     )
 
 
