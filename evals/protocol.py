@@ -5,6 +5,12 @@ An eval is a module with
     PROTOCOL = "name/1"         changes whenever its numbers may no longer be compared with older ones
     class Config(EvalConfig)    what may be chosen
     def run(encoder, data, config) -> Scores
+
+One that takes many ranks has, instead of `run`,
+
+    def run_on_ranks(encoder, data, config, place) -> Scores
+
+which every rank of the job calls, for the same scores; the first of them writes the result. See `evals.workplace`.
 """
 
 from __future__ import annotations
@@ -26,14 +32,21 @@ if TYPE_CHECKING:
 
     from data_pipelines.shards import Dataset
     from evals.subject import Subject
+    from evals.workplace import Workplace
     from pretrain.export import LoadedEncoder
 
 EVALS = {
+    "finetune": "evals.finetune",
     "knn": "evals.knn",
     "linear_probe": "evals.linear_probe",
+    "linear_probe_mae": "evals.linear_probe_mae",
+    "linear_probe_mocov3": "evals.linear_probe_mocov3",
 }
 GROUP = "thalweg.evals"
 """Entry-point group under which third parties register modules of theirs."""
+
+FRAMES_PER_SECOND = 2
+"""Of animations: slow enough to compare what stands side by side."""
 
 
 class DataPaths(Strict):
@@ -83,11 +96,13 @@ class Scores:
         metrics: by flat name, e.g. "top1@10"; shares in [0, 1] unless the name says otherwise.
         controls: the same names for "raw" and "random_init".
         pictures: (H, W, 3) uint8 by name.
+        animations: (T, H, W, 3) uint8 by name, shown at `FRAMES_PER_SECOND`.
     """
 
     metrics: Mapping[str, float]
     controls: Mapping[str, Mapping[str, float]]
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    animations: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Result(Strict):
@@ -103,6 +118,8 @@ class Result(Strict):
     """See `Scores`."""
     pictures: dict[str, str]
     """File names in `pictures/` beside this file."""
+    animations: dict[str, str] = {}
+    """Likewise, animated WebP."""
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
     """Name, path, digest and samples of "train" and "test"."""
@@ -215,6 +232,7 @@ def run_eval(name: str, checkpoint: str | Path, overrides: Sequence[str] = (), *
         metrics=dict(scores.metrics),
         controls={control: dict(metrics) for control, metrics in scores.controls.items()},
         pictures=_write_pictures(scores.pictures, order.path),
+        animations=_write_animations(scores.animations, order.path),
         config=order.config.model_dump(mode="json"),
         data=order.data.facts(),
         checkpoint=order.subject.digest,
@@ -265,5 +283,21 @@ def _write_pictures(pictures: Mapping[str, np.ndarray], result: Path) -> dict[st
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG")
         names[name] = f"{result.stem}-{name}.png"
+        write_atomically(result.parent / "pictures" / names[name], buffer.getvalue())
+    return names
+
+
+def _write_animations(animations: Mapping[str, np.ndarray], result: Path) -> dict[str, str]:
+    from PIL import Image
+
+    names = {}
+    for name, frames in animations.items():
+        first, *rest = (Image.fromarray(frame) for frame in frames)
+        buffer = io.BytesIO()
+        first.save(
+            buffer, format="WEBP", save_all=True, append_images=rest, duration=1000 // FRAMES_PER_SECOND, loop=0,
+            quality=80,
+        )  # fmt: skip
+        names[name] = f"{result.stem}-{name}.webp"
         write_atomically(result.parent / "pictures" / names[name], buffer.getvalue())
     return names

@@ -167,13 +167,16 @@ def test_an_eval_of_a_third_party_needs_no_change_here(run, monkeypatch):
     module = types.ModuleType("theirs")
     module.PROTOCOL, module.Config = "theirs/1", EvalConfig
     red = np.full((4, 6, 3), (255, 0, 0), dtype=np.uint8)
-    module.run = lambda encoder, data, config: Scores({"width": 1.5}, {}, {"red": red})
+    motion = np.stack([red, 0 * red, red])
+    module.run = lambda encoder, data, config: Scores({"width": 1.5}, {}, {"red": red}, {"blink": motion})
     monkeypatch.setitem(sys.modules, "theirs", module)
     monkeypatch.setitem(protocol.EVALS, "theirs", "theirs")
     result = run_eval("theirs", run.root)
     (path,) = (run.evals / "step-00000004").glob("theirs-*.json")
     picture = Image.open(path.parent / "pictures" / result.pictures["red"])
     assert (picture.size, picture.getpixel((0, 0))) == ((6, 4), (255, 0, 0))
+    animation = Image.open(path.parent / "pictures" / result.animations["blink"])
+    assert (animation.format, animation.size, animation.n_frames) == ("WEBP", (6, 4), 3)
     assert "theirs" in eval_names()
 
 
