@@ -94,17 +94,21 @@ class RunDirectory:
         return (self.root / "run.json").is_file()
 
     def create(self, recipe: Recipe, info: Mapping[str, Any]) -> None:
-        """Lay the folder down; run.json comes last and makes it a run."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run {self.root}: cannot make the folder ({error.strerror})") from None
-        tree = recipe.model_dump(mode="json")
-        write_atomically(self.root / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        """Lay the folder down; run.json comes last and makes it a run.
+
+        Raises:
+            UserError: the disk refuses.
+        """
         facts = {"schema": SCHEMA, "name": recipe.name, "created": time.time(), **info}
         facts["identity"] = identity(recipe)
         facts["identity_digest"] = digest_of(facts["identity"])
-        write_atomically(self.root / "run.json", json.dumps(facts, indent=1, ensure_ascii=False))
+        try:
+            self.update_config(recipe)
+            write_atomically(self.root / "run.json", json.dumps(facts, indent=1, ensure_ascii=False))
+        except OSError as error:
+            raise UserError(
+                f"run {self.root}: cannot be written ({error.strerror}); make room, or name another folder (runs=...)"
+            ) from None
 
     def update_config(self, recipe: Recipe) -> None:
         """Write the recipe anew after a change of what may change on resume."""
