@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 import traceback
 from collections.abc import Sequence
 
-from data_pipelines.base import ThalwegError
+from data_pipelines.base import ThalwegError, UserError
 
 COMMANDS = (
     "launch.demo",
@@ -22,6 +23,9 @@ COMMANDS = (
     "launch.doctor",
 )
 """Modules that add commands through `add_parser(subparsers)`; a handler is `run(options) -> exit code`."""
+
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk answers that must not, or cannot, be written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `thalweg runs show ... | head`
         sys.stderr.close()
         return 0
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"thalweg: {_words(error)}", file=sys.stderr)
+        return UserError.exit_code if _is_refusal(error) else 1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +78,17 @@ def build_parser() -> argparse.ArgumentParser:
         if "--debug" not in command._option_string_actions:
             command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _is_refusal(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in REFUSALS
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and _is_refusal(error):
+        return f"{error.filename or 'output'}: {error.strerror}; make room there, or name another folder"
+    said = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {said} (a bug; --debug shows where)"
 
 
 if __name__ == "__main__":

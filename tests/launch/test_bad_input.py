@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 from launch.cli import main
+from tests.evals.judged_runs import MAE, SIMCLR, make_run, trained, write_checkpoint
 from tests.river import write_recipe
 
 
@@ -63,6 +65,60 @@ def test_missing_shards_are_listed(recipe, digits, tmp_path, capfd):
     missing = sorted(copy.glob("*.tar"))[1]
     missing.unlink()
     assert missing.name in refused(capfd, "pretrain", recipe, f"data.path={copy}")
+
+
+def test_tars_without_a_whole_sample_are_refused(recipe, tmp_path, capfd):
+    (tmp_path / "junk.tar").write_bytes(b"no tar at all")
+    assert "no samples in 1 tars" in refused(capfd, "pretrain", recipe, f"data.path={tmp_path}/junk.tar")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("damaged", ["manifest.json", "train-000000.tar.index"])
+def test_a_damaged_set_is_named_or_mended(recipe, digits, tmp_path, capfd, damaged):
+    """A manifest cannot be guessed; an index can be made anew from its tar."""
+    copy = tmp_path / "copy"
+    shutil.copytree(digits / "train", copy)
+    (copy / damaged).write_bytes(b"{")
+    if damaged == "manifest.json":
+        assert "manifest.json" in refused(capfd, "data", "check", str(copy))
+    else:
+        assert main(["data", "check", str(copy), "--fix"]) == 0
+        assert main(["data", "check", str(copy)]) == 0
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(tmp_path, capfd):
+    run = make_run(tmp_path / "a run", SIMCLR)
+    foreign = make_run(tmp_path / "other", MAE)
+    write_checkpoint(foreign, trained(foreign))
+    shutil.copytree(foreign.checkpoints, run.checkpoints)
+    said = refused(capfd, "export", str(run.root), str(tmp_path / "out"))
+    assert "is of another model: the recipe beside it wants " in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 256 KiB."""
+    folder = tmp_path / "full disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder]).returncode:
+        pytest.skip("a disk of its own size needs root, and the right to mount")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_no_space_is_told_and_leaves_nothing_half(full_disk, recipe, digits, tmp_path, capfd):
+    (full_disk / "filler").write_bytes(bytes(250 << 10))
+    assert "needs about" in refused(capfd, "data", "pack", "mnist", str(full_disk / "digits"))
+    said = refused(capfd, "launch", recipe, f"runs={full_disk / 'runs'}", "--cluster", "local")
+    assert "No space left" in said and "make room" in said
+    (full_disk / "filler").unlink()
+    run = make_run(tmp_path / "a run", SIMCLR)
+    write_checkpoint(run, trained(run))
+    (full_disk / "filler").write_bytes(bytes(250 << 10))
+    said = refused(capfd, "export", str(run.root), str(full_disk / "export"))
+    assert "No space left" in said
+    assert [path.name for path in full_disk.iterdir() if path.name.startswith("export")] == []
 
 
 def test_empty_folder_is_refused(tmp_path, capfd):
