@@ -169,7 +169,7 @@ class Session:
         self.event("checkpoint", "", checkpoint=self.progress.step)
         if self.world.rank == 0:
             keep = self.recipe.checkpoint
-            checkpoint.retain(self.run.checkpoints, keep.keep_last, keep.keep_every, _awaiting_export(self.run))
+            checkpoint.retain(self.run.checkpoints, keep.keep_last, keep.keep_every, self.run.awaiting_export())
         return True
 
     def close(self) -> None:
@@ -288,11 +288,6 @@ def _initialize(engine: Engine, source: str, world: World) -> None:
     words = initialize(engine, source)
     if world.rank == 0:
         log.info("%s", words)
-
-
-def _awaiting_export(run: RunDirectory) -> set[int]:
-    """Steps whose export is being made right now: their checkpoints must stay."""
-    return {int(path.name.split("-")[1].split(".")[0]) for path in run.exports.glob(".step-*") if path.is_dir()}
 
 
 def code_version() -> dict[str, str]:

@@ -9,9 +9,9 @@
 A folder is a checkpoint from the moment it has this name: it is staged as `step-N.attempt-K`.
 """
 
-from pretrain.checkpoint.folder import committed, newest_whole, path_of, retain
+from pretrain.checkpoint.folder import committed, newest_whole, path_of, retain, surplus
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.reader import CheckpointReader
 from pretrain.checkpoint.writer import save
 
-__all__ = ["CheckpointReader", "Manifest", "committed", "newest_whole", "path_of", "retain", "save"]
+__all__ = ["CheckpointReader", "Manifest", "committed", "newest_whole", "path_of", "retain", "save", "surplus"]

@@ -51,20 +51,22 @@ def newest_whole(folder: Path) -> tuple[CheckpointReader | None, list[str]]:
     return None, damaged
 
 
-def retain(folder: Path, keep_last: int, keep_every: int | None, spared: Collection[int]) -> list[int]:
-    """Delete old checkpoints, and what broken saves left behind.
+def surplus(folder: Path, keep_last: int, keep_every: int | None, spared: Collection[int]) -> list[int]:
+    """Steps whose checkpoints need not stay.
 
     Args:
         keep_last: how many of the newest stay.
         keep_every: multiples of this step stay too.
         spared: steps that stay for another reason, such as an export being made of them.
-
-    Returns:
-        The steps that were deleted.
     """
     steps = committed(folder)
     kept = set(steps[-keep_last:]) | set(spared)
-    going = [step for step in steps if step not in kept and not (keep_every and step % keep_every == 0)]
+    return [step for step in steps if step not in kept and not (keep_every and step % keep_every == 0)]
+
+
+def retain(folder: Path, keep_last: int, keep_every: int | None, spared: Collection[int]) -> list[int]:
+    """Delete the `surplus`, and what broken saves left behind; returns the steps that were deleted."""
+    going = surplus(folder, keep_last, keep_every, spared)
     for step in going:
         # Out of the readers' sight first: a half deleted one must not be listed.
         leaving = folder / f"step-{step:08d}.going-0"

@@ -173,6 +173,11 @@ class RunDirectory:
         last = self.checkpoints / f"step-{self.info()['steps']:08d}"
         return last.is_dir() and any(event.get("kind") == "end" for event in self.events())
 
+    def awaiting_export(self) -> set[int]:
+        """Steps whose checkpoints must stay: an export of them is being made, or an eval has yet to make it."""
+        marks = (path for path in self.exports.glob(".step-*") if path.is_dir())
+        return {int(mark.name.split("-")[1].split(".")[0]) for mark in marks}
+
     def status(self) -> str:
         """ "finished", "running", "stopped" or "young", without waiting for a heartbeat."""
         records = self.attempts()

@@ -194,19 +194,18 @@ def test_an_eval_can_be_asked_for_by_hand_any_number_of_times(run: Path) -> None
 def test_a_checkpoint_is_spared_while_its_eval_waits(run: Path) -> None:
     """What the cluster's limit holds back must find its checkpoint once its time has come."""
     from pretrain.checkpoint import retain
-    from pretrain.session import _awaiting_export
 
     cluster, directory = notebook(at_once=1), RunDirectory(run)
     for step in (10, 20, 30):
         commit(run, step)
     watcher = Watcher(run, cluster)
     assert watcher.look().waiting == 5
-    assert retain(directory.checkpoints, 1, None, _awaiting_export(directory)) == []
+    assert retain(directory.checkpoints, 1, None, directory.awaiting_export()) == []
     for number in range(6):
         assert Path(cluster.jobs[number][1].checkpoint).is_dir()
         cluster.jobs[number][0].finish(0)
         watcher.look()
-    assert retain(directory.checkpoints, 1, None, _awaiting_export(directory)) == [10, 20]
+    assert retain(directory.checkpoints, 1, None, directory.awaiting_export()) == [10, 20]
 
 
 def test_a_checkpoint_that_goes_while_it_is_looked_at_is_left_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,17 +219,16 @@ def test_a_checkpoint_that_goes_while_it_is_looked_at_is_left_alone(run: Path, m
 
 
 def test_a_checkpoint_is_spared_while_an_eval_needs_it(run: Path) -> None:
-    from pretrain.session import _awaiting_export
 
     cluster, directory = notebook(), RunDirectory(run)
     commit(run, 10)
     watcher = Watcher(run, cluster)
     watcher.look()
-    assert _awaiting_export(directory) == {10}
+    assert directory.awaiting_export() == {10}
     cluster.jobs[0][0].finish(0)
-    assert _awaiting_export(directory) == {10}
+    assert directory.awaiting_export() == {10}
     dies(cluster.jobs[1][0])
     watcher.look()
-    assert _awaiting_export(directory) == {10}, "its second try needs it too"
+    assert directory.awaiting_export() == {10}, "its second try needs it too"
     cluster.jobs[2][0].finish(1, "a bug")
-    assert _awaiting_export(directory) == set()
+    assert directory.awaiting_export() == set()
