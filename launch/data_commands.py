@@ -141,10 +141,12 @@ def run_plan(arguments: argparse.Namespace) -> int:
 def _line(dataset: Any) -> str:
     facts = dataset.facts()
     size = facts["image_size"]
-    words = [
-        f"{dataset.num_samples} samples in {len(dataset.shard_sizes)} shards",
-        f"fields {', '.join(dataset.fields)}",
-    ]
+    words = [f"{dataset.num_samples} samples in {len(dataset.shard_sizes)} shards"]
+    if facts["frames"]:
+        labelled = ", ".join(map(str, facts["label_frames"])) if len(facts["label_frames"]) < facts["frames"] else "all"
+        words.append(f"clips of {facts['frames']} frames, labelled: {labelled or 'none'}")
+    else:
+        words.append(f"fields {', '.join(dataset.fields)}")
     if facts["channels"]:
         words.append(f"images {f'{size[0]} x {size[1]}' if size else 'of several sizes'}, {facts['channels']} channels")
     if facts["row_tokens"]:

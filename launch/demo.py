@@ -141,12 +141,14 @@ def judge(runs: Sequence[Path]) -> None:
     for run in runs:
         checkpoint = path_of(run / "checkpoints", committed(run / "checkpoints")[-1])
         jobs += [(run.name, name, *submit_eval(name, checkpoint, asked, cluster)) for name, asked in EVALS.items()]
+    began = time.monotonic()
     for number, (run_name, name, job, submission) in enumerate(jobs, start=1):
         wait(submission, JOB_TIMEOUT_S)
         outcome = job.finished() or {"exit_code": 1, "message": f"see {submission.log}"}
         if outcome["exit_code"]:
             raise ThalwegError(f"demo: {name} of {run_name} failed: {outcome['message']}")
-        print(f"  {number}/{len(jobs)} {name} of {run_name} done", flush=True)
+        left_s = (time.monotonic() - began) / number * (len(jobs) - number)
+        print(f"  {number}/{len(jobs)} {name} of {run_name} done, about {left_s:.0f} s left", flush=True)
 
 
 def results(run: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launch.job import Job, Submission
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +31,11 @@ def run_launch(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(pretrain_script(options.recipe, options.overrides, cluster, nodes=options.nodes))
         return 0
-    job, submission = submit_pretrain(options.recipe, options.overrides, cluster, nodes=options.nodes)
+    return tell(*submit_pretrain(options.recipe, options.overrides, cluster, nodes=options.nodes))
+
+
+def tell(job: Job, submission: Submission) -> int:
+    """Where the job is and how to follow it; the exit code of one that has run already."""
     if submission.exit_code is not None:
         return submission.exit_code
     print(f"job     {submission.kind} {submission.job_id}")

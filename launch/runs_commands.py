@@ -1,17 +1,19 @@
-"""`thalweg runs`: look at runs, follow one, prove its ledger."""
+"""`thalweg runs`: look at runs, follow, compare and prove them, stop and start their jobs, clear up."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.base import UserError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `runs list|show|follow|stop|verify`."""
-    parser = subparsers.add_parser("runs", help="list, show, follow or verify runs")
+    """Add `runs` and its actions."""
+    parser = subparsers.add_parser("runs", help="list, show, follow, compare, verify, stop, requeue or prune runs")
     parser.set_defaults(run=list_runs, folder=Path("runs"))
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = actions.add_parser("list", help="all runs of a folder, one line each")
@@ -21,11 +23,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("show", show_run, "what a run is and how it stands"),
         ("follow", follow_run, "its figures as they are written, until it ends"),
         ("stop", stop, "ask its jobs to save and to stay down"),
+        ("requeue", requeue, "start the latest job of a stopped run again, as it was submitted"),
         ("verify", verify_run, "recompute which samples it consumed and compare with its ledger"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("path", metavar="RUN", help="the run's folder")
         action.set_defaults(run=handler)
+    comparison = actions.add_parser("compare", help="two runs side by side: config, last figures, evals")
+    comparison.add_argument("paths", nargs=2, metavar="RUN", help="their folders")
+    comparison.set_defaults(run=compare_runs)
+    pruning = actions.add_parser("prune", help="delete the checkpoints that the run's recipe does not keep")
+    pruning.add_argument("path", metavar="RUN", help="the run's folder")
+    pruning.add_argument("--dry-run", action="store_true", help="name them, delete nothing")
+    pruning.set_defaults(run=prune_run)
 
 
 def list_runs(options: argparse.Namespace) -> int:
@@ -74,19 +84,31 @@ def follow_run(options: argparse.Namespace) -> int:
     from pretrain.run.directory import RunDirectory
 
     run = RunDirectory.open(options.path)
+    steps = run.info()["steps"]
     shown_metrics = shown_events = 0
     while True:
         metrics, events = run.metrics(), run.events()
         for event in events[shown_events:]:
             print(f"step {event.get('step')}: {event.get('kind')} {event.get('words', '')}", flush=True)
-        for line in metrics[shown_metrics:]:
-            print("  ".join(f"{k}={v:.4g}" for k, v in line.items() if k not in {"time", "attempt"}), flush=True)
+        for number in range(shown_metrics, len(metrics)):
+            line = metrics[number]
+            figures = "  ".join(f"{k}={v:.4g}" for k, v in line.items() if k not in {"time", "attempt", "step"})
+            print(f"step {line['step']}/{steps}  {figures}{time_left(metrics[: number + 1], steps)}", flush=True)
         shown_metrics, shown_events = len(metrics), len(events)
         newest = max(run.attempts(), default=None)
         if newest is None or not is_alive(run.attempts_folder, newest):
             print(f"{run.name}: {run.status()}")
             return 0
         time.sleep(1)
+
+
+def time_left(metrics: Sequence[Mapping[str, Any]], steps: int) -> str:
+    """The words for what is left at the pace of the last ten lines; empty before there is a pace."""
+    from pretrain.scribe import duration
+
+    latest = [line for line in metrics[-10:] if line["attempt"] == metrics[-1]["attempt"]]
+    done, seconds = (latest[-1][key] - latest[0][key] for key in ("step", "time"))
+    return f"  left {duration(seconds / done * (steps - latest[-1]['step']))}" if done else ""
 
 
 def stop(options: argparse.Namespace) -> int:
@@ -96,6 +118,57 @@ def stop(options: argparse.Namespace) -> int:
 
     for submission in stop_run(RunDirectory.open(options.path).root.absolute()):
         print(f"{submission.kind} job {submission.job_id}: asked to save and to stay down")
+    return 0
+
+
+def requeue(options: argparse.Namespace) -> int:
+    """The same config on the same cluster; the run goes on from its newest checkpoint."""
+    from launch.launch_commands import tell
+    from launch.submit import resubmit
+    from pretrain.run.directory import RunDirectory
+
+    return tell(*resubmit(RunDirectory.open(options.path).root.absolute()))
+
+
+def compare_runs(options: argparse.Namespace) -> int:
+    """What differs between two runs, and what came of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from launch.compare import compare
+    from pretrain.run.directory import RunDirectory
+
+    runs = [RunDirectory.open(path) for path in options.paths]
+    table = Table(title_justify="left")
+    table.add_column()
+    for run in runs:
+        table.add_column(run.name, overflow="fold")
+    for name, rows in compare(*runs).items():
+        table.add_section()
+        table.add_row(f"[bold]{name}[/]")
+        for row in rows:
+            table.add_row(*row)
+    Console().print(table)
+    return 0
+
+
+def prune_run(options: argparse.Namespace) -> int:
+    """Refuses while the run is at work: it clears up after itself then."""
+    from launch.submit import release_abandoned
+    from pretrain.checkpoint import retain, surplus
+    from pretrain.run.attempt import refuse_if_alive
+    from pretrain.run.directory import RunDirectory
+
+    run = RunDirectory.open(options.path)
+    for newest in list(run.attempts())[-1:]:
+        refuse_if_alive(run.attempts_folder, newest)
+    if not options.dry_run:
+        release_abandoned(run.root)
+    keep = run.recipe().checkpoint
+    delete = surplus if options.dry_run else retain
+    steps = delete(run.checkpoints, keep.keep_last, keep.keep_every, run.awaiting_export())
+    verb = "would be deleted" if options.dry_run else "deleted"
+    print(f"{run.root}: checkpoints of {', '.join(map(str, steps)) or 'no step'} {verb}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from data_pipelines.base import ThalwegError, UserError, digest_of, parse, write_atomically
-from launch.cluster import Cluster, cluster_class
+from launch.cluster import Cluster, cluster_class, load_cluster
 from launch.entry import EvalEntry, PretrainEntry, file_digest
 from launch.job import Job, Submission
 
@@ -31,7 +31,27 @@ def submit_pretrain(
     Raises:
         UserError: the recipe does not fit this many ranks, or the run already has a job.
     """
-    cluster, resolved = _fitted(recipe, overrides, cluster, nodes)
+    return _submit_fitted(*_fitted(recipe, overrides, cluster, nodes))
+
+
+def resubmit(run: Path) -> tuple[Job, Submission]:
+    """Submit the latest job of a run anew, with the config and the cluster it was given.
+
+    Raises:
+        UserError: the run was never launched, is finished, or already has a job.
+    """
+    from pretrain.run.directory import RunDirectory
+
+    latest = Job.next(run, "pretrain").before
+    if latest is None:
+        raise UserError(f"run {run} was never launched; `thalweg launch {run}/config.yaml --cluster ...` does")
+    if RunDirectory(run).finished():
+        raise UserError(f"run {run} is finished; there is nothing to go on with")
+    here = [f"runs={json.dumps(str(run.parent))}"]  # the config's own may be relative to where it was launched
+    return _submit_fitted(*_fitted(str(latest.config), here, load_cluster(latest.cluster), None))
+
+
+def _submit_fitted(cluster: Cluster, resolved: Recipe) -> tuple[Job, Submission]:
     run = run_folder(resolved)
     refuse_second_job(run)
     job = Job.next(run, "pretrain")
