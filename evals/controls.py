@@ -54,7 +54,7 @@ def with_controls(encoder: LoadedEncoder, data: EvalData, config: EvalConfig, pr
         UserError: the data has no labels, or the encoder reads no images.
     """
     for dataset in (data.train, data.test):
-        _refuse_unlabelled(dataset)
+        refuse_unlabelled(dataset)
     controls = {"raw": raw(encoder.view), "random_init": random_init(encoder)}
     return Scores(
         metrics=_judged(trained(encoder), data, judge),
@@ -95,7 +95,8 @@ def remembered(content: Sequence[Any], compute: Callable[[], Mapping[str, float]
     return scores
 
 
-def _refuse_unlabelled(dataset: Dataset) -> None:
+def refuse_unlabelled(dataset: Dataset) -> None:
+    """Raises UserError where a set has no field of labels."""
     if dataset.facts()["labels_field"] is None:
         raise UserError(
             f"data {dataset.path} has no labels; this eval wants a .cls field, set data.train and data.test"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from pydantic import Field
 
 from data_pipelines.base import Strict, UserError, apply_overrides, did_you_mean, digest_of, parse, write_atomically
 
@@ -39,6 +42,7 @@ EVALS = {
     "finetune": "evals.finetune",
     "knn": "evals.knn",
     "linear_probe": "evals.linear_probe",
+    "segmentation_forecasting": "evals.segmentation_forecasting",
     "linear_probe_mae": "evals.linear_probe_mae",
     "linear_probe_mocov3": "evals.linear_probe_mocov3",
 }
@@ -118,7 +122,7 @@ class Result(Strict):
     """See `Scores`."""
     pictures: dict[str, str]
     """File names in `pictures/` beside this file."""
-    animations: dict[str, str] = {}
+    animations: dict[str, str] = Field(default_factory=dict)
     """Likewise, animated WebP."""
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
@@ -133,14 +137,23 @@ class Result(Strict):
 
 
 class Eval(Protocol):
-    """What a module must hold to be an eval."""
+    """What a module must hold to be an eval: one of the two functions, see above."""
 
     PROTOCOL: str
     Config: type[EvalConfig]
 
     def run(self, encoder: LoadedEncoder, data: EvalData, config: Any) -> Scores:
-        """Judge."""
+        """Judge in this process."""
         ...
+
+    def run_on_ranks(self, encoder: LoadedEncoder, data: EvalData, config: Any, place: Workplace) -> Scores:
+        """Judge on every rank of the job."""
+        ...
+
+
+def takes_many_ranks(module: Eval) -> bool:
+    """Whether every rank of a job is to call the eval."""
+    return hasattr(module, "run_on_ranks")
 
 
 def eval_names() -> list[str]:
@@ -218,14 +231,41 @@ def run_eval(name: str, checkpoint: str | Path, overrides: Sequence[str] = (), *
         UserError: no such eval, checkpoint, key or data, or data without labels.
         CheckpointError: the checkpoint is damaged or of another model.
     """
+    if takes_many_ranks(eval_module(name)):
+        return _run_on_ranks(name, checkpoint, overrides, force)
     order = order_eval(name, checkpoint, overrides)
     known = order.known()
     if known is not None and not force:
         return known
     began = time.monotonic()
-    scores = order.module.run(order.subject.open(), order.data, order.config)
+    return _write(order, order.module.run(order.subject.open(), order.data, order.config), began)
+
+
+def _run_on_ranks(name: str, checkpoint: str | Path, overrides: Sequence[str], force: bool) -> Result:
+    """`run_eval` on each rank of the job: what one of them alone may see or do, the first does."""
+    from evals.subject import find_subject
+    from evals.workplace import Workplace, ranks
+    from pretrain.session import on_rank_0
+
+    began = time.monotonic()
+    with ranks() as (world, stop):
+        newest = on_rank_0(world, lambda: find_subject(checkpoint).address)  # a run at work may save meanwhile
+        order = order_eval(name, newest, overrides)
+        known: Result | None = on_rank_0(world, order.known)
+        if known is not None and not force:
+            return known
+        folder = order.path.with_name(f"{order.path.stem}-{order.subject.digest[:8]}")
+        if force:
+            on_rank_0(world, lambda: shutil.rmtree(folder, ignore_errors=True))
+        on_rank_0(world, order.subject.make_export)
+        place = Workplace(world, folder, stop)
+        scores = order.module.run_on_ranks(order.subject.open(), order.data, order.config, place)
+        return on_rank_0(world, lambda: _write(order, scores, began))
+
+
+def _write(order: Order, scores: Scores, began: float) -> Result:
     result = Result(
-        name=name,
+        name=order.name,
         protocol=order.module.PROTOCOL,
         run=order.subject.run.name if order.subject.run else None,
         step=order.subject.step,

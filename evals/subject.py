@@ -36,10 +36,19 @@ class Subject:
     step: int | None = None
     checkpoint: Path | None = None
 
-    def open(self) -> LoadedEncoder:
-        """The encoder; its export is made if it is absent."""
+    @property
+    def address(self) -> str:
+        """What `find_subject` finds again."""
+        return str(self.checkpoint or self.export)
+
+    def make_export(self) -> None:
+        """Export the checkpoint, unless that was done."""
         if self.checkpoint is not None:
             export(self.checkpoint, self.export)
+
+    def open(self) -> LoadedEncoder:
+        """The encoder; its export is made if it is absent."""
+        self.make_export()
         return load_encoder(self.export)
 
 

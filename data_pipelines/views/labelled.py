@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from pydantic import Field
 
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch, Sample
@@ -21,6 +22,8 @@ class LabelledCrop(ImageView):
     int64 and share (B,) float32, the part of the image that is `label`'s.
     """
 
+    classes: int | None = Field(None, gt=0)
+    """Labels from this number on are refused; none when unset."""
     crop: Crop = Crop(area=(0.08, 1.0))
     rand_augment: RandAugment | None = None
     mixing: Mixing | None = None
@@ -30,6 +33,8 @@ class LabelledCrop(ImageView):
         label = self.label(sample)
         if label == NO_LABEL:
             raise SampleError("no label (.cls)", key=sample.key, shard=sample.shard)
+        if self.classes is not None and label >= self.classes:
+            raise SampleError(f"class {label}, there are {self.classes}", key=sample.key, shard=sample.shard)
         image = self.crop.apply(self.decode(sample), self.image_size, draw.rng("crop"))
         if self.rand_augment is not None:
             image = self.rand_augment.apply(image, draw.rng("rand_augment"))

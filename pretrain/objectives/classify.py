@@ -68,7 +68,7 @@ class Classify(Objective):
             raise UserError("recipe objective: the data holds no images to classify")
         self.view: LabelledCrop = LabelledCrop(
             **plain.model_dump(include={"image_size", "channels", "mean", "std"}),
-            **{name: getattr(config, name) for name in ("crop", "rand_augment", "mixing")},
+            **{name: getattr(config, name) for name in ("classes", "crop", "rand_augment", "mixing")},
         )
         self.preprocessor = loaded.preprocessor
         self.network = _trunk(loaded, config)
