@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -38,7 +39,6 @@ def train(session: Session, stop: StopFlag) -> None:
     """
     recipe, engine, progress = session.recipe, session.engine, session.progress
     watch = Watch(session)
-    saved_at = progress.step
     with Profiler(session) as profiler, Watchdog(session) as watchdog:
         while progress.step < session.total_steps:
             began = time.perf_counter()
@@ -47,7 +47,7 @@ def train(session: Session, stop: StopFlag) -> None:
             waited = time.perf_counter() - began
             stats = engine.accumulate(batches)
             bad_data = session.loader.complaint()
-            shared = share(session, stats, batches, (stop.is_set, bad_data is not None), waited)
+            shared = share(session, stats, batches, (stop.is_set, bad_data is not None, session.is_written), waited)
             complaint = session.guard.complaint(shared.loss, shared.grad_norm)
             lr = learning_rate(progress.step, session.total_steps, recipe.optim, recipe.train.global_batch)
             weights = watch.weights_before()
@@ -73,23 +73,30 @@ def train(session: Session, stop: StopFlag) -> None:
                 watch.note(online_probe(session))
             if due(progress.step, recipe.monitor.log_every, last):
                 watch.write()
+            if shared.all_written:
+                session.finish_save()
             if shared.stop or shared.bad_data or due(progress.step, recipe.checkpoint.every, last):
-                saved_at = progress.step if session.save() else saved_at
+                session.begin_save()
             if shared.bad_data:
+                session.finish_save()
                 raise UserError("; ".join(words for words in session.world.gather_object(bad_data) if words))
             if shared.stop and not last:
-                if saved_at != progress.step:
-                    raise ThalwegError(
-                        f"asked to stop at step {progress.step}, but the last checkpoint is of step {saved_at}"
-                    )
-                raise SavedAndStopped(
-                    f"saved at step {progress.step} after {stop.name or 'a stop on another rank'}; start again to go on"
-                )
-    if saved_at != session.total_steps:
-        raise ThalwegError(f"the last checkpoint could not be written; step {saved_at} is the newest")
+                stop_here(session, stop)
+        session.finish_save()
+    if session.saved_step != session.total_steps:
+        raise ThalwegError(f"the last checkpoint could not be written; step {session.saved_step} is the newest")
     session.event(
         "end", f"done: {session.total_steps} steps, {progress.position} samples, {progress.replaced} replaced"
     )
+
+
+def stop_here(session: Session, stop: StopFlag) -> NoReturn:
+    """Leave at a step boundary, saved if that can be."""
+    session.finish_save()
+    step = session.progress.step
+    if session.saved_step != step:
+        raise ThalwegError(f"asked to stop at step {step}, but the last checkpoint is of step {session.saved_step}")
+    raise SavedAndStopped(f"saved at step {step} after {stop.name or 'a stop on another rank'}; start again to go on")
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -106,6 +113,7 @@ class Shared:
         grad_norm: L2 norm over all parameters, before clipping.
         stop: some rank was asked to stop.
         bad_data: some rank met more unreadable samples than the recipe allows.
+        all_written: every rank has written its part of the save that is under way.
         waited: share of the ranks' time spent waiting for data, in seconds a rank.
         ledger: 128-bit sum over the step's slots.
         logs: the objective's own figures and mean energies, over ranks and micro steps.
@@ -115,6 +123,7 @@ class Shared:
     grad_norm: float
     stop: bool
     bad_data: bool
+    all_written: bool
     waited: float
     replaced: int
     ledger: int
@@ -122,7 +131,7 @@ class Shared:
 
 
 def share(
-    session: Session, stats: StepStats, batches: Sequence[Batch], flags: tuple[bool, bool], waited: float
+    session: Session, stats: StepStats, batches: Sequence[Batch], flags: tuple[bool, bool, bool], waited: float
 ) -> Shared:
     """The step's one all-reduce: a float64 vector on the CPU group (DESIGN rule 10).
 
@@ -134,13 +143,14 @@ def share(
     logs = [own[name] for name in names]
     limbs = to_limbs(sum(batch.ledger for batch in batches) % LEDGER_MODULUS)
     total = session.world.sum(np.concatenate([head, logs, limbs]).astype(np.float64))
-    loss_sum, rows, squared, stops, bad_data, waits, replaced = total[: len(head)]
+    loss_sum, rows, squared, stops, bad_data, written, waits, replaced = total[: len(head)]
     ranks = session.world.world_size
     return Shared(
         loss=loss_sum / rows if rows else 0.0,
         grad_norm=math.sqrt(squared) if squared >= 0 else math.nan,
         stop=stops > 0,
         bad_data=bad_data > 0,
+        all_written=written == ranks,
         waited=waits / ranks,
         replaced=int(replaced),
         ledger=from_limbs(total[-NUM_LIMBS:]),
@@ -153,6 +163,7 @@ def skip_or_give_up(session: Session, complaint: str) -> None:
     spent = session.guard.skip()
     session.event("skipped", f"step skipped: {complaint} ({session.guard.in_a_row} in a row)")
     if spent:
+        session.finish_save()
         raise UserError(
             f"run {session.run.root}: {session.guard.in_a_row} bad steps in a row, the last because {complaint}; "
             f"lower optim.base_lr or set optim.clip_norm, and go on from an earlier checkpoint with --rollback-to STEP"

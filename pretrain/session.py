@@ -60,6 +60,7 @@ class Session:
         attempt: the right to write; rank 0 alone has it.
         processes: by rank, its host and what tells its process from others (`run.process.describe`).
         scribe: rank 0 alone has one.
+        saved_step: of the newest committed checkpoint.
     """
 
     recipe: Recipe
@@ -76,6 +77,8 @@ class Session:
     attempt: Attempt | None
     processes: list[dict[str, Any]]
     scribe: Scribe | None
+    saved_step: int
+    _save: checkpoint.Save | None = field(default=None, repr=False)
     _stream: Iterator[Batch] | None = field(default=None, repr=False)
 
     @classmethod
@@ -101,8 +104,9 @@ class Session:
         engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world, seed=recipe.seed)
         steps = on_rank_0(world, lambda: _lay_down(run, recipe, sources, objective))
         progress, guard, segments = Progress(), Guard(recipe.train), []
-        found = on_rank_0(world, lambda: _newest(run))
-        reader = checkpoint.CheckpointReader(found["path"]) if found["path"] else None
+        reader, damaged = checkpoint.newest_whole(run.checkpoints, world)
+        if reader is None and damaged:
+            raise CheckpointError(f"run {run.root}: no checkpoint is whole: {'; '.join(damaged)}")
         if reader is not None:
             engine.load(reader)
             progress = Progress(**{**reader.state["progress"], "ledger": int(reader.state["progress"]["ledger"], 16)})
@@ -117,9 +121,9 @@ class Session:
         session = cls(
             recipe, run, world, sources, engine, steps, progress, guard, order,
             _loader(recipe, run, sources, order, engine, world, progress.position, number), number, attempt,
-            processes, scribe,
+            processes, scribe, progress.step,
         )  # fmt: skip
-        session.announce(found["damaged"])
+        session.announce(damaged)
         return session
 
     def announce(self, damaged: list[str]) -> None:
@@ -148,8 +152,9 @@ class Session:
         if self.scribe is not None:
             self.scribe.event(kind, self.progress.step, words, **facts)
 
-    def save(self) -> bool:
-        """Commit a checkpoint of this moment; False, with words, when the store refuses."""
+    def begin_save(self) -> None:
+        """Let a checkpoint of this moment be written in the background, once the one before it is done."""
+        self.finish_save()
         state = {
             "progress": {**asdict(self.progress), "ledger": f"{self.progress.ledger:032x}"},
             "guard": self.guard.state(),
@@ -157,20 +162,34 @@ class Session:
             "run": self.run.name,
             "attempt": self.attempt_number,
         }
+        self._save = checkpoint.Save(self.run.checkpoints, self.engine, self.world, state, self.attempt_number)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether a save is under way of which this rank has written its part."""
+        return self._save is not None and self._save.is_written
+
+    def finish_save(self) -> None:
+        """Commit the save under way, if there is one; words, when the store refuses. Every rank calls it alike."""
+        if self._save is None:
+            return
+        save, self._save = self._save, None
         if self.attempt is not None:
             self.attempt.check()
         try:
-            checkpoint.save(self.run.checkpoints, self.engine, self.world, state, self.attempt_number)
+            save.commit()
         except OSError as error:
             self.event(
-                "save_failed", f"checkpoint not written ({error.strerror}); the last good one stays, training goes on"
+                "save_failed",
+                f"checkpoint of step {save.step} not written ({error.strerror}); the last good one stays, training "
+                "goes on",
             )
-            return False
-        self.event("checkpoint", "", checkpoint=self.progress.step)
+            return
+        self.saved_step = save.step
+        self.event("checkpoint", "", checkpoint=save.step)
         if self.world.rank == 0:
             keep = self.recipe.checkpoint
             checkpoint.retain(self.run.checkpoints, keep.keep_last, keep.keep_every, self.run.awaiting_export())
-        return True
 
     def close(self) -> None:
         """Stop workers and close files; the attempt is ended by the caller, who knows how it went."""
@@ -230,13 +249,6 @@ def _lay_down(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Ob
         },
     )
     return steps
-
-
-def _newest(run: RunDirectory) -> dict[str, Any]:
-    reader, damaged = checkpoint.newest_whole(run.checkpoints)
-    if reader is None and damaged:
-        raise CheckpointError(f"run {run.root}: no checkpoint is whole: {'; '.join(damaged)}")
-    return {"path": reader.path if reader else None, "damaged": damaged}
 
 
 def _begin(run: RunDirectory, world: World, step: int) -> tuple[Attempt | None, int, list[dict[str, Any]]]:

@@ -42,10 +42,10 @@ def write_recipe(folder: Path, name: str, digits: Path, **changes: Any) -> Path:
     return path
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`thalweg ARGUMENTS` as a process of its own."""
+def start(*arguments: str, module: str = "launch.cli", **environment: str) -> subprocess.Popen[str]:
+    """`thalweg ARGUMENTS` as a process of its own; `module="pretrain"` is one rank, without a supervisor."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", *arguments],
+        [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import socket
 import psutil
 import pytest
 
-from pretrain.checkpoint import committed
+from pretrain.checkpoint import committed, newest_whole
 from pretrain.run.directory import RunDirectory
 from pretrain.run.records import read_lines
 from tests.river import TINY, finish, ledger, losses, rank_processes, start, steps_done, thalweg, until, write_recipe
@@ -136,6 +137,23 @@ def test_run_that_falls_ill_says_so_while_it_lives(tmp_path, digits):
         assert words in alarms[kind]["words"]
         assert alarms[kind]["words"] in output
         assert 3 <= alarms[kind]["step"] < 24
+
+
+def test_full_disk_costs_checkpoints_but_no_step_and_the_end_tells(tmp_path, digits):
+    """The kernel lets no file grow beyond what the run's records need: every save fails in the background."""
+    train = {"global_batch": 16, "steps": 160}
+    recipe, run = write_recipe(tmp_path, "full", digits, train=train), run_named(tmp_path, "full")
+    process = start(str(recipe), "checkpoint.every=20", "monitor.log_every=20", module="pretrain")
+    until(lambda: committed(run.checkpoints), process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+    code, output = finish(process)
+    assert code == 1, output
+    good = committed(run.checkpoints)
+    assert f"the last checkpoint could not be written; step {good[-1]} is the newest" in output
+    assert steps_done(run) == 160
+    failed = [event["words"] for event in run.events() if event["kind"] == "save_failed"]
+    assert len(failed) >= 2 and all("File too large" in words for words in failed)
+    assert newest_whole(run.checkpoints)[1] == []
 
 
 def test_run_in_use_is_refused(tmp_path, digits):

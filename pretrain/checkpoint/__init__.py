@@ -12,6 +12,6 @@ A folder is a checkpoint from the moment it has this name: it is staged as `step
 from pretrain.checkpoint.folder import committed, newest_whole, path_of, retain, surplus
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.reader import CheckpointReader
-from pretrain.checkpoint.writer import save
+from pretrain.checkpoint.writer import Save, save
 
-__all__ = ["CheckpointReader", "Manifest", "committed", "newest_whole", "path_of", "retain", "save", "surplus"]
+__all__ = ["CheckpointReader", "Manifest", "Save", "committed", "newest_whole", "path_of", "retain", "save", "surplus"]

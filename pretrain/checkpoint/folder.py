@@ -10,6 +10,7 @@ from pathlib import Path
 from data_pipelines.base import CheckpointError
 from pretrain.checkpoint.manifest import NAME
 from pretrain.checkpoint.reader import CheckpointReader
+from pretrain.distributed import World
 
 _COMMITTED = re.compile(r"step-(\d{8,})")
 _LEFT_BEHIND = re.compile(r"step-(\d{8,})\.(attempt|replaced|going)-\d+")
@@ -33,22 +34,36 @@ def committed(folder: Path) -> list[int]:
     return sorted(int(match[1]) for path, match in matches if match and (path / NAME).is_file())
 
 
-def newest_whole(folder: Path) -> tuple[CheckpointReader | None, list[str]]:
+def newest_whole(folder: Path, world: World | None = None) -> tuple[CheckpointReader | None, list[str]]:
     """The newest checkpoint whose every file is as it was written.
+
+    Args:
+        world: ranks that share the reading; each gets the same answer.
 
     Returns:
         Its reader, None where there is none; and a line for each newer one that is damaged.
     """
+    steps = committed(folder) if world is None or world.rank == 0 else []
+    if world is not None:
+        steps = world.broadcast_object(steps)
     damaged: list[str] = []
-    for step in reversed(committed(folder)):
-        try:
-            reader = CheckpointReader(path_of(folder, step))
-            reader.verify()
-        except CheckpointError as error:
-            damaged.append(str(error))
-        else:
+    for step in reversed(steps):
+        reader, complaint = _verified(path_of(folder, step), world)
+        complaints = world.gather_object(complaint) if world is not None else [complaint]
+        if not any(complaints):
             return reader, damaged
+        damaged.append(next(filter(None, complaints)))
     return None, damaged
+
+
+def _verified(path: Path, world: World | None) -> tuple[CheckpointReader | None, str | None]:
+    """A reader once this rank's share of the files is found whole, or what is wrong."""
+    try:
+        reader = CheckpointReader(path)
+        reader.verify(*((world.rank, world.world_size) if world is not None else (0, 1)))
+    except CheckpointError as error:
+        return None, str(error)
+    return reader, None
 
 
 def surplus(folder: Path, keep_last: int, keep_every: int | None, spared: Collection[int]) -> list[int]:

@@ -1,10 +1,11 @@
-"""Saving: every rank writes what it owns, rank 0 commits."""
+"""Saving: every rank writes what it owns, in the background; rank 0 commits."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,73 +28,107 @@ from pretrain.distributed import World
 from pretrain.engine import Engine
 
 
-def save(folder: Path, engine: Engine, world: World, state: dict[str, Any], attempt: int) -> Path:
-    """Commit the engine's state and `state` as a checkpoint of step `state["progress"]["step"]`.
+class Save:
+    """A checkpoint on its way: a copy of this moment that a thread writes while training goes on.
 
-    Called by every rank at a step boundary. Until the last rename a reader sees the older
+    Begun and committed by every rank at step boundaries. Until the last rename a reader sees the older
     checkpoints alone, and what is left behind has a name that no reader takes for one.
 
-    Args:
-        state: plain data; comes back as `CheckpointReader.state`.
-        attempt: number of the run's start, in the staged folder's name.
-
-    Returns:
-        The checkpoint's path.
-
-    Raises:
-        OSError: a rank could not write; every rank raises it, with the same words, and the
-            staged files are gone so that their space is free again.
+    Attributes:
+        step: of the state.
     """
-    step = int(state["progress"]["step"])
-    staged, final = staged_path(folder, step, attempt), path_of(folder, step)
-    try:
-        _together(world, lambda: _clear(staged) if world.rank == 0 else None)
-        _together(world, lambda: write_part(staged, engine, world.rank, step))
-        _together(world, lambda: _commit(staged, final, engine, world, state, attempt) if world.rank == 0 else None)
-    except OSError:
-        if world.rank == 0:
-            shutil.rmtree(staged, ignore_errors=True)
-        raise
-    return final
+
+    def __init__(self, folder: Path, engine: Engine, world: World, state: dict[str, Any], attempt: int) -> None:
+        """Copy what this rank owns to memory of its own, and begin to write it.
+
+        Args:
+            state: plain data; comes back as `CheckpointReader.state`. `state["progress"]["step"]` is the step.
+            attempt: number of the run's start, in the staged folder's name.
+        """
+        self.step = int(state["progress"]["step"])
+        self._staged, self._final = staged_path(folder, self.step, attempt), path_of(folder, self.step)
+        self._world = world
+        self._state = json.dumps(state, indent=1).encode()
+        self._manifest = Manifest(
+            step=self.step,
+            attempt=attempt,
+            world_size=world.world_size,
+            engine=Counters(updates=engine.updates, steps=engine.steps),
+            tensors={name: TensorLine.of(entry) for name, entry in engine.catalogue().items()},
+            files={},
+        )
+        self._slices = [
+            (slice_key(piece.name, piece.kind, piece.start), piece.tensor.detach().to("cpu", copy=True))
+            for piece in engine.slices()
+        ]
+        self._failure: OSError | None = None
+        self._thread = threading.Thread(target=self._write, name="save", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has nothing left to write, so that `commit` waits for other ranks at most."""
+        return not self._thread.is_alive()
+
+    def commit(self) -> Path:
+        """Wait for all ranks' files, and make them a checkpoint.
+
+        Returns:
+            The checkpoint's path.
+
+        Raises:
+            OSError: a rank could not write; every rank raises it, with the same words, and the
+                staged files are gone so that their space is free again.
+        """
+        try:
+            _together(self._world, self._join)
+            _together(self._world, lambda: self._commit() if self._world.rank == 0 else None)
+        except OSError:
+            if self._world.rank == 0:
+                shutil.rmtree(self._staged, ignore_errors=True)
+            raise
+        return self._final
+
+    def _write(self) -> None:
+        """This rank's file, then its mark; file I/O only."""
+        rank = self._world.rank
+        try:
+            self._staged.mkdir(parents=True, exist_ok=True)
+            header = {"step": str(self.step), "rank": str(rank)}
+            size, digest = write_tensors(self._staged / tensors_name(rank), self._slices, header)
+            write_atomically(self._staged / done_name(rank), json.dumps({"size": size, "digest": digest}))
+        except OSError as error:
+            self._failure = error
+        finally:
+            self._slices = []
+
+    def _join(self) -> None:
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _commit(self) -> None:
+        staged, final = self._staged, self._final
+        write_atomically(staged / STATE, self._state)
+        files = {STATE: FileLine(size=len(self._state), digest=digest_of_bytes(self._state))}
+        for rank in range(self._world.world_size):
+            files[tensors_name(rank)] = FileLine.model_validate_json((staged / done_name(rank)).read_bytes())
+        write_atomically(staged / NAME, self._manifest.model_copy(update={"files": files}).to_json())
+        sync_folder(staged)
+        if final.exists():  # a damaged one that the run fell back from, or a twin of an attempt that went on
+            replaced = final.with_name(f"{final.name}.replaced-{self._manifest.attempt}")
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+            staged.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            staged.rename(final)
+        sync_folder(final.parent)
 
 
-def write_part(staged: Path, engine: Engine, rank: int, step: int) -> None:
-    """One rank's file, then its mark; file I/O only."""
-    slices = ((slice_key(piece.name, piece.kind, piece.start), piece.tensor) for piece in engine.slices())
-    size, digest = write_tensors(staged / tensors_name(rank), slices, {"step": str(step), "rank": str(rank)})
-    write_atomically(staged / done_name(rank), json.dumps({"size": size, "digest": digest}))
-
-
-def _clear(staged: Path) -> None:
-    shutil.rmtree(staged, ignore_errors=True)  # of an earlier try of this attempt
-    staged.mkdir(parents=True)
-
-
-def _commit(staged: Path, final: Path, engine: Engine, world: World, state: dict[str, Any], attempt: int) -> None:
-    text = json.dumps(state, indent=1).encode()
-    write_atomically(staged / STATE, text)
-    files = {STATE: FileLine(size=len(text), digest=digest_of_bytes(text))}
-    for rank in range(world.world_size):
-        files[tensors_name(rank)] = FileLine.model_validate_json((staged / done_name(rank)).read_bytes())
-    manifest = Manifest(
-        step=int(state["progress"]["step"]),
-        attempt=attempt,
-        world_size=world.world_size,
-        engine=Counters(updates=engine.updates, steps=engine.steps),
-        tensors={name: TensorLine.of(entry) for name, entry in engine.catalogue().items()},
-        files=files,
-    )
-    write_atomically(staged / NAME, manifest.to_json())
-    sync_folder(staged)
-    if final.exists():  # a damaged one that the run fell back from, or a twin of an attempt that went on
-        replaced = final.with_name(f"{final.name}.replaced-{attempt}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-        staged.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        staged.rename(final)
-    sync_folder(final.parent)
+def save(folder: Path, engine: Engine, world: World, state: dict[str, Any], attempt: int) -> Path:
+    """A `Save` without anything meanwhile."""
+    return Save(folder, engine, world, state, attempt).commit()
 
 
 def sync_folder(folder: Path) -> None:

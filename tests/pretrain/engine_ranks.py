@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -125,6 +126,7 @@ def train(world: Any, folder: Path) -> None:
         assert all(torch.equal(before[key], value) for key, value in state_of(engine).items())
     if world.world_size == 2:
         disk_full(world, folder)
+        shared_digests(world, folder)
         resume(world, folder)
     coupled(world, folder)
 
@@ -202,6 +204,33 @@ def disk_full(world: Any, folder: Path) -> None:
     world.barrier()
     save(engine, target, 2)
     assert committed(target) == [1, 2]
+
+
+def shared_digests(world: Any, folder: Path) -> None:
+    """Each rank reads its share; damage that one of them finds is known to all."""
+    from pretrain.checkpoint import newest_whole, path_of
+
+    source, target = folder / "full", folder / "damaged"
+    if world.rank == 0:
+        shutil.copytree(source, target)
+    world.barrier()
+    reader, damaged = newest_whole(target, world)
+    assert reader is not None and (reader.manifest.step, damaged) == (2, [])
+    world.barrier()
+    for name in ("rank-00000.safetensors", "rank-00001.safetensors", "state.json"):
+        file = path_of(target, 2) / name
+        whole = file.read_bytes()
+        world.barrier()
+        if world.rank == 0:
+            file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        world.barrier()
+        reader, damaged = newest_whole(target, world)
+        assert reader is not None and reader.manifest.step == 1
+        assert len(damaged) == 1 and str(file) in damaged[0]
+        world.barrier()
+        if world.rank == 0:
+            file.write_bytes(whole)
+        world.barrier()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A process that saves checkpoints until it is killed."""
+"""A process that saves checkpoints, and trains meanwhile, until it is killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretrain import checkpoint
 from pretrain.config import EngineConfig, Optim, Train
 from pretrain.distributed import World
 from pretrain.engine import Engine
-from tests.pretrain.toys import AutoEncoder
+from tests.pretrain.toys import AutoEncoder, make_batch
 
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod")
 
@@ -33,7 +33,10 @@ def save_steps(folder: str, first: int, count: int, die_at: int | None) -> None:
     if die_at is not None:
         kill_at(folder, die_at)
     for step in range(first, first + count):
-        checkpoint.save(Path(folder), engine, world, {"progress": {"step": step}}, attempt=first)
+        save = checkpoint.Save(Path(folder), engine, world, {"progress": {"step": step}}, attempt=first)
+        engine.accumulate([make_batch(range(4))])
+        engine.apply(1e-3, 0.5)
+        save.commit()
         checkpoint.retain(Path(folder), keep_last=2, keep_every=None, spared=set())
 
 

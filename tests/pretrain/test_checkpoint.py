@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -217,6 +219,35 @@ def test_a_loaded_engine_goes_on_as_if_never_stopped(lonely_world, folder):
     assert len(pieces) == sum(len(line.kinds) for line in reader.manifest.tensors.values())
     for piece in pieces:
         assert torch.equal(piece.tensor, reader.read(piece.name, piece.kind, piece.start, piece.stop)), piece.name
+
+
+def test_a_checkpoint_is_of_the_moment_at_which_it_was_begun(lonely_world, tmp_path):
+    """Training goes on while it is written: weights, moments, averages, buffers and counters move."""
+    engine = build(lonely_world)
+    take_step(engine)
+    then = {(piece.name, piece.kind): piece.tensor.clone() for piece in engine.slices()}
+    state = {"progress": {"step": 1}, "norms": [1.0]}
+    release = hold_writers(tmp_path)
+    save = checkpoint.Save(tmp_path, engine, lonely_world, state, attempt=1)
+    take_step(engine)
+    state["norms"].append(2.0)
+    assert not save.is_written and committed(tmp_path) == []
+    release.set()
+    reader = CheckpointReader(save.commit())
+    assert all(torch.equal(reader.read(name, kind), tensor.view(-1)) for (name, kind), tensor in then.items())
+    assert (reader.manifest.engine.steps, reader.state["norms"]) == (1, [1.0])
+
+
+def hold_writers(folder: Path) -> threading.Event:
+    """A slow disk: other threads wait before they make anything below `folder`. Python tells of such calls first."""
+    release, this = threading.Event(), threading.get_ident()
+
+    def hear(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.mkdir" and str(arguments[0]).startswith(str(folder)) and threading.get_ident() != this:
+            release.wait(60)
+
+    sys.addaudithook(hear)
+    return release
 
 
 # The folder
