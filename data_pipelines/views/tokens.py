@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Self
 
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.base import SampleError, Strict
 from data_pipelines.batch import Batch, Sample
+from data_pipelines.decode import decode_array
 from data_pipelines.views import Draw
 from data_pipelines.views.masks import hidden_count
 
@@ -175,11 +175,11 @@ def read_integers(sample: Sample, field: str) -> np.ndarray:
         SampleError: it is absent, damaged, or no line of integers.
     """
     try:
-        array = np.load(io.BytesIO(sample.fields[field]), allow_pickle=False)
+        array = decode_array(sample.fields[field])
     except KeyError:
         raise SampleError(f"no {field} among the fields {sorted(sample.fields)}") from None
-    except (ValueError, OSError, EOFError, SyntaxError) as error:  # what numpy raises on damaged headers
-        raise SampleError(f"{field} is damaged: {' '.join(str(error).split())}") from None
+    except SampleError as error:
+        raise SampleError(f"{field}: {error.reason}") from None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise SampleError(f"{field} holds {array.dtype} {array.shape}, want a line of integers")
     return array.astype(np.int32)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Sample
-from data_pipelines.decode import decode_image, decode_label, image_bytes, image_facts
+from data_pipelines.decode import decode_array, decode_image, decode_label, image_bytes, image_facts
 
 RED = (220, 30, 20)
 
@@ -163,3 +164,39 @@ def test_odd_images_have_the_outcome_that_is_expected(shared_data):
             red = pixels[3:9, 4:16].reshape(-1, 3).mean(0)
             grey = case["mode"] in {"L", "LA", "1", "I;16"}
             assert grey or (red[0] > red[1] + 60 and red[0] > red[2] + 60), case["name"]
+
+
+@given(
+    array=hnp.arrays(
+        st.sampled_from([np.dtype(kind) for kind in ("u1", "<i4", ">i8", "<f4", "?")]), hnp.array_shapes(min_side=0)
+    ),
+    order=st.sampled_from("CF"),
+)
+def test_arrays_come_back_as_numpy_wrote_them(array, order):
+    file = io.BytesIO()
+    np.save(file, np.asarray(array, order=order))
+    back = decode_array(file.getvalue())
+    assert back.dtype == array.dtype and back.shape == array.shape
+    assert back.tobytes() == array.tobytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damaged_arrays_decode_or_raise_sample_error(data):
+    file = io.BytesIO()
+    np.save(file, np.arange(20, dtype=np.uint16))
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert decode_array(bytes(content)).nbytes <= len(content)
+    except SampleError as error:
+        assert "array damaged" in error.reason
+
+
+@pytest.mark.parametrize("make", [lambda f: np.savez(f, a=np.arange(3)), lambda f: np.save(f, np.array([{}]))])
+def test_archives_and_objects_are_no_arrays(make):
+    file = io.BytesIO()
+    make(file)
+    with pytest.raises(SampleError, match="array damaged"):
+        decode_array(file.getvalue())
