@@ -101,12 +101,14 @@ class Scores:
         controls: the same names for "raw" and "random_init".
         pictures: (H, W, 3) uint8 by name.
         animations: (T, H, W, 3) uint8 by name, shown at `FRAMES_PER_SECOND`.
+        details: plain data that a reader wants beside the numbers, as JSON can hold it.
     """
 
     metrics: Mapping[str, float]
     controls: Mapping[str, Mapping[str, float]]
     pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
     animations: Mapping[str, np.ndarray] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Result(Strict):
@@ -124,6 +126,8 @@ class Result(Strict):
     """File names in `pictures/` beside this file."""
     animations: dict[str, str] = Field(default_factory=dict)
     """Likewise, animated WebP."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """See `Scores`."""
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
     """Name, path, digest and samples of "train" and "test"."""
@@ -273,6 +277,7 @@ def _write(order: Order, scores: Scores, began: float) -> Result:
         controls={control: dict(metrics) for control, metrics in scores.controls.items()},
         pictures=_write_pictures(scores.pictures, order.path),
         animations=_write_animations(scores.animations, order.path),
+        details=dict(scores.details),
         config=order.config.model_dump(mode="json"),
         data=order.data.facts(),
         checkpoint=order.subject.digest,
