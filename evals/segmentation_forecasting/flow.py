@@ -19,7 +19,7 @@ def backward_flow(before: np.ndarray, last: np.ndarray) -> np.ndarray:
     Source: Kroeger 2016, arXiv:1603.03590, as OpenCV has it.
     """
     cv2.setNumThreads(1)  # its stripes, and with them the flow, depend on the number of threads
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     method.setFinestScale(0)  # down to single pixels: working frames are small
     flow: np.ndarray = method.calc(_grey(last), _grey(before), None)
     return flow
