@@ -39,12 +39,15 @@ class MaskedLanguageModel(Objective):
         """Share of those that another token stands for; the rest stays as it is."""
         whole_word: bool = False
         """All tokens of a word are asked for, or none."""
+        unpadded: bool = False
+        """Read documents one by one instead of rows under a mask: the same numbers, see `networks.unpadded`."""
 
     def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config, self.facts = config, facts
-        self.network = masked_lm_network(config.encoder, "recipe objective, encoder", facts)
-        shares = config.model_dump(exclude={"encoder"})
+        where = "recipe objective, encoder"
+        self.network = masked_lm_network(config.encoder, where, facts, unpadded=config.unpadded)
+        shares = config.model_dump(exclude={"encoder", "unpadded"})
         self.view: MaskedTokens = parse(MaskedTokens, {**token_settings(facts), **shares}, "recipe objective")
 
     def rows(self, batch: Batch) -> Tensor:
@@ -75,14 +78,14 @@ class MaskedLanguageModel(Objective):
         return mean_of_tokens(states, batch["attention"])
 
     def flops_per_sample(self) -> float:
-        """Three forward passes of a text row, the vocabulary for the asked tokens only."""
+        """Three forward passes of a text row that is one document, the vocabulary for the asked tokens only."""
         num_tokens = self.view.row_tokens
         with torch.device("meta"):
-            twin = MaskedLanguageModel(self.config, self.facts)
+            twin = masked_lm_network(self.config.encoder, "recipe objective, encoder", self.facts)
             row = torch.empty(1, num_tokens, dtype=torch.int64)
-            states = torch.empty(hidden_count(num_tokens, self.config.mask_ratio), twin.network.config.hidden_size)
-        body = forward_flops(lambda: hidden_states(twin.network, row, row, row))
-        return 3 * (body + forward_flops(lambda: vocabulary_logits(twin.network, states)))
+            states = torch.empty(hidden_count(num_tokens, self.config.mask_ratio), twin.config.hidden_size)
+        body = forward_flops(lambda: hidden_states(twin, row, row, row))
+        return 3 * (body + forward_flops(lambda: vocabulary_logits(twin, states)))
 
 
 def _asked(batch: Batch) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from data_pipelines.base import UserError
 from data_pipelines.batch import Batch
+from pretrain.networks.unpadded import UNPADDED
 from pretrain.objective import DataFacts
 from pretrain.objectives import build
 from pretrain.objectives.masked_lm import MaskedLanguageModel
@@ -139,6 +140,38 @@ def test_it_learns_which_token_follows() -> None:
         (output.loss / 30).backward()
         optimizer.step()
     assert model.eval()(batch_of(hidden, targets)).logs["token_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_reading_documents_one_by_one_gives_the_loss_and_gradients_of_whole_rows(architecture: str) -> None:
+    rows, alone = (language_model(architecture, initializer_range=0.3).eval() for _ in range(2))
+    alone.network.set_attn_implementation(UNPADDED)
+    tokens = tokens_of(3)
+    batch = batch_of(tokens, asking(tokens, (0, 1), (0, 8), (1, 4), (2, 7)), second=7, padding=2)
+    outputs = rows(batch), alone(batch)
+    torch.testing.assert_close(outputs[1].loss, outputs[0].loss)
+    torch.testing.assert_close(outputs[1].embeddings, outputs[0].embeddings)
+    for output in outputs:
+        output.loss.backward()
+    for (name, one), other in zip(rows.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_a_recipe_chooses_to_read_documents_one_by_one(tmp_path: Path) -> None:
+    tree = {"name": "masked_lm", "encoder": {"architecture": "bert", **SIZE}}
+    rows, alone = (build({**tree, "unpadded": unpadded}, FACTS, seed=0) for unpadded in (False, True))
+    assert [model.network.config._attn_implementation for model in (rows, alone)] == ["sdpa", UNPADDED]
+    assert rows.flops_per_sample() == alone.flops_per_sample()
+    alone.network.save_pretrained(tmp_path)
+    assert AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_dropout_of_attention_reaches_documents_read_one_by_one() -> None:
+    model = language_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5, initializer_range=0.3)
+    model.network.set_attn_implementation(UNPADDED)
+    batch = batch_of(tokens_of(2), asking(tokens_of(2), (0, 1)))
+    assert model(batch).loss != model(batch).loss
+    assert model.eval()(batch).loss == model(batch).loss
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
