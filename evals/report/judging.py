@@ -64,6 +64,8 @@ def groups(runs: Sequence[RunRecord]) -> list[Group]:
     found: dict[tuple[str, str, str], dict[str, tuple[RunRecord, Judgement]]] = {}
     for run in runs:
         for one in sorted(run.judgements, key=lambda one: one.step):
+            if all(is_detail(name) for name in one.metrics):
+                continue  # has a table of its own
             found.setdefault(one.kind, {})[run.address] = (run, one)
     return [
         _group(chr(ord("a") + index % 26), list(newest.values()))

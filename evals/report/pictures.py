@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from evals.report.record import RunRecord, Sketch
 
@@ -76,6 +76,22 @@ def read_sketch(path: Path, alt: str) -> Picture | None:
             return encode(image.convert("RGB"), alt)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
+
+
+def read_animation(path: Path, alt: str) -> Picture | None:
+    """An animation of the run's folder, decoded and encoded anew; None where it is none (any more)."""
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=["WEBP"]) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if image.width * image.height * image.n_frames > MAX_PIXELS:
+                return None
+            first, *rest = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
+            first.info.clear()
+            duration = image.info.get("duration", 500)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    data = _bytes(first, "webp", save_all=True, append_images=rest, duration=duration, loop=0, quality=80)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(data).decode()}", *first.size, alt)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class Judgement:
         config: what was asked.
         data: name, path, digest and samples of "train" and "test".
         digest: of protocol, settings and data; names what may be compared.
+        pictures: PNG files by name, perhaps gone.
+        animations: WebP files by name, perhaps gone.
     """
 
     eval_name: str
@@ -46,6 +48,8 @@ class Judgement:
     config: Mapping[str, Any]
     data: Mapping[str, Any]
     digest: str
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+    animations: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def kind(self) -> tuple[str, str, str]:
@@ -252,7 +256,14 @@ def _judgement(path: Path) -> Judgement | None:
         config=_mapping(result.get("config")),
         data=_mapping(result.get("data")),
         digest=digest,
+        pictures=_files(result.get("pictures"), path.parent / "pictures"),
+        animations=_files(result.get("animations"), path.parent / "pictures"),
     )
+
+
+def _files(names: Any, folder: Path) -> dict[str, Path]:
+    """Files of `folder` by name; what leads out of it is no file of the result."""
+    return {str(name): folder / file for name, file in _mapping(names).items() if file == Path(str(file)).name}
 
 
 def _numbers(tree: Any, prefix: str = "") -> dict[str, float]:
