@@ -19,8 +19,10 @@ SOURCES = {
     "imagefolder": "data_pipelines.pack.imagefolder",
     "imagenet": "data_pipelines.pack.imagenet",
     "mnist": "data_pipelines.pack.mnist",
+    "parallel": "data_pipelines.pack.parallel",
     "synthetic_driving": "data_pipelines.pack.synthetic_driving",
     "text": "data_pipelines.pack.text",
+    "video": "data_pipelines.pack.video",
 }
 """Modules by name; each has a `Config` and `pack(source, out, config, progress)`."""
 

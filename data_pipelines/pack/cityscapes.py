@@ -19,12 +19,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from data_pipelines.base import SampleError, UserError
+from data_pipelines.decode import decode_image
 from data_pipelines.pack.cityscapes_labels import CLASSES, COLOURS, MOVING, to_train_ids
-from data_pipelines.pack.clips import BYTES_A_PIXEL, clip_fields, few, scaled, scaled_labels
+from data_pipelines.pack.clips import BYTES_A_PIXEL, clip_fields, few, jpeg, read_labels, scaled, scaled_labels
 from data_pipelines.pack.writer import PackConfig, Progress, Split, no_progress, shuffled, write_sets
 from data_pipelines.shards import Dataset, Facts
 
@@ -180,34 +180,30 @@ def _split(name: str, snippets: list[Snippet], config: Config) -> Split:
 
 
 def _samples(snippets: Sequence[Snippet], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
-    with ThreadPoolExecutor() as pool:  # decoding and resizing give up the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # decoding, resizing and encoding give up the interpreter's lock
         for snippet in snippets:
-            frames = list(pool.map(lambda path: _frame(path, config.height), snippet.frames))
-            sizes = {frame.shape[:2] for frame in frames}
+            frames = list(pool.map(lambda path: _frame(path, config), snippet.frames))
+            sizes = {size for _, size in frames}
             if len(sizes) > 1:
                 raise UserError(f"data pack: the frames of {snippet.key} differ in size: {sorted(sizes)}")
             survey.sizes |= sizes
-            labels = {number: _label_map(path, *frames[number].shape[:2]) for number, path in snippet.labels.items()}
-            yield snippet.key, clip_fields(frames, labels, config.quality)
+            labels = {number: _label_map(path, *frames[number][1]) for number, path in snippet.labels.items()}
+            yield snippet.key, clip_fields([data for data, _ in frames], labels)
 
 
-def _frame(path: Path, height: int | None) -> np.ndarray:
+def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG, and its height and width."""
     try:
-        return scaled(path.read_bytes(), height)
+        pixels = scaled(decode_image(path.read_bytes()), config.height)
     except (SampleError, OSError) as error:
         reason = error.reason if isinstance(error, SampleError) else error.strerror
         raise UserError(f"data pack: {path}: {reason}; fetch it again") from None
+    return jpeg(pixels, config.quality), (pixels.shape[0], pixels.shape[1])
 
 
 def _label_map(path: Path, height: int, width: int) -> np.ndarray:
     """Train ids of a file of label ids, at the frames' size."""
     try:
-        ids = np.asarray(Image.open(path))
-    except (OSError, UnidentifiedImageError):
-        raise UserError(f"data pack: {path}: no readable PNG; fetch it again") from None
-    if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise UserError(f"data pack: {path} is no map of label ids, it has shape {ids.shape} and {ids.dtype} values")
-    try:
-        return scaled_labels(to_train_ids(ids), height, width)
+        return scaled_labels(to_train_ids(read_labels(path)), height, width)
     except ValueError as error:
         raise UserError(f"data pack: {path}: {error}; want the ids 0 to 33 of *_gtFine_labelIds.png") from None

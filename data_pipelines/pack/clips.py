@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from data_pipelines.decode import decode_image
+from data_pipelines.base import UserError
 from data_pipelines.views.image import Box, resize
 
 BYTES_A_PIXEL = 0.25
@@ -25,20 +26,22 @@ def frame_name(number: int, frames: int) -> str:
     return f"{number:0{max(2, len(str(frames - 1)))}d}"
 
 
-def clip_fields(frames: Sequence[np.ndarray], labels: Mapping[int, np.ndarray], quality: int) -> dict[str, bytes]:
+def clip_fields(frames: Sequence[bytes], labels: Mapping[int, np.ndarray]) -> dict[str, bytes]:
     """The fields of a snippet: `00.jpg`, `01.jpg`, ... and `19.labels.png` where frame 19 is labelled.
 
     Args:
-        frames: (H, W, 3) uint8 each.
+        frames: JPEGs in the order of time.
         labels: (H, W) uint8 class numbers by frame number.
-        quality: of the JPEGs.
     """
     names = [frame_name(number, len(frames)) for number in range(len(frames))]
-    fields = {
-        f"{name}.jpg": simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality, "RGB", "420")
-        for name, frame in zip(names, frames, strict=True)
-    }
+    fields = {f"{name}.jpg": frame for name, frame in zip(names, frames, strict=True)}
     return fields | {f"{names[number]}.labels.png": png(classes) for number, classes in sorted(labels.items())}
+
+
+def jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """(H, W, 3) uint8 as a JPEG."""
+    data: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "420")
+    return data
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -48,17 +51,13 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def scaled(data: bytes, height: int | None) -> np.ndarray:
-    """Decode an image to (height, W, 3) uint8, its sides in proportion; as it is when None.
-
-    Raises:
-        SampleError: damaged, or no image.
-    """
-    image = decode_image(data)
+def scaled(pixels: np.ndarray, height: int | None) -> np.ndarray:
+    """(H, W, 3) uint8 -> (height, W, 3), sides in proportion; as it is when None."""
     if height is None:
-        return image
-    rows, columns = image.shape[:2]
-    return resize(image, Box(0, 0, columns, rows), height, width_for(height, rows, columns))
+        return pixels
+    rows, columns = pixels.shape[:2]
+    width = max(1, (2 * columns * height + rows) // (2 * rows))
+    return resize(pixels, Box(0, 0, columns, rows), height, width)
 
 
 def scaled_labels(classes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -68,9 +67,21 @@ def scaled_labels(classes: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST))
 
 
-def width_for(height: int, rows: int, columns: int) -> int:
-    """The width that keeps the proportions of (rows, columns)."""
-    return max(1, (2 * columns * height + rows) // (2 * rows))
+def read_labels(path: Path) -> np.ndarray:
+    """A label map (H, W) uint8 as its file has it.
+
+    Raises:
+        UserError: no such map in it.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+    except (OSError, UnidentifiedImageError):
+        raise UserError(f"data pack: {path} is no readable label map; fetch it again") from None
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        kind = f"{pixels.dtype} of shape {pixels.shape}"
+        raise UserError(f"data pack: {path} is no label map, it holds {kind}; want 8-bit numbers of classes")
+    return pixels
 
 
 def few(names: Sequence[str], shown: int = 5) -> str:

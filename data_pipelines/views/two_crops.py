@@ -113,14 +113,18 @@ class TwoCrops(ImageView):
         fields = {"label": self.label(sample)}
         if self.crop_on == "device":
             fields["image"] = central_square(image, self.image_size)
-        for view, augmentation in enumerate(self.augmentations):
-            rng = draw.rng("crop", view)
-            if self.crop_on == "device":
-                fields[f"affine{view}"] = augmentation.affine(rng)
-            else:
-                fields[f"crop{view}"] = augmentation.apply(image, self.image_size, rng)
-            fields[f"photometric{view}"] = augmentation.photometric(draw.rng("photometric", view))
+        for view in (0, 1):
+            fields |= self.drawn(image, view, draw)
         return fields
+
+    def drawn(self, image: np.ndarray, view: int, draw: Draw) -> dict[str, np.ndarray]:
+        """All that is drawn for one view of an image."""
+        augmentation, rng = self.augmentations[view], draw.rng("crop", view)
+        if self.crop_on == "device":
+            crop = {f"affine{view}": augmentation.affine(rng)}
+        else:
+            crop = {f"crop{view}": augmentation.apply(image, self.image_size, rng)}
+        return {**crop, f"photometric{view}": augmentation.photometric(draw.rng("photometric", view))}
 
     def batch(self, batch: Batch) -> Batch:
         """See `View.batch`."""
@@ -131,11 +135,15 @@ class TwoCrops(ImageView):
         from data_pipelines.device import affine_crop, normalize, photometric, to_float
 
         if self.crop_on == "device":
-            images = affine_crop(to_float(batch["image"]), batch[f"affine{view}"], self.image_size)
+            images = affine_crop(to_float(self.uncropped(batch, view)), batch[f"affine{view}"], self.image_size)
         else:
             images = to_float(batch[f"crop{view}"])
         images = photometric(images, batch[f"photometric{view}"], self._blur_radius(view))
         return normalize(images, self.mean, self.std)
+
+    def uncropped(self, batch: Batch, view: int) -> Tensor:
+        """(B, H, W, C) uint8, what a view is cropped from on the device."""
+        return batch["image"]
 
     def _blur_radius(self, view: int) -> int:
         """A tenth of the image is the kernel, as in SimCLR (arXiv:2002.05709, appendix A)."""

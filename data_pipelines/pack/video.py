@@ -1,0 +1,303 @@
+"""Videos as folders of frames, with or without label maps, or as files; cut into snippets.
+
+    thalweg data pack video ~/videos data/videos snippet_frames=30 height=128
+    thalweg data pack video ~/camvid-15hz data/camvid snippet_frames=15 stride=5 frames_per_second=15 val_fraction=0
+
+IN holds one folder a video, or is one itself. A video's frames lie in its folder, or in `images` beside `labels`, whose
+PNGs have the frames' names; frames follow each other as their names sort. `classes.json`, in IN or in the video's
+folder, names what the label maps hold: {"classes": [...], "colours": [[r, g, b], ...], "ignore": number,
+"cityscapes_train_id": [...]}. Files (.mp4 and others) are decoded by OpenCV, as far as its build knows their codec.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from data_pipelines.base import SampleError, UserError
+from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
+from data_pipelines.pack.classes import Classes, read_classes
+from data_pipelines.pack.clips import clip_fields, few, jpeg, read_labels, scaled, scaled_labels
+from data_pipelines.pack.imagefolder import key_of, printable
+from data_pipelines.pack.writer import PackConfig, Progress, Split, held_out, no_progress, shuffled, write_sets
+from data_pipelines.shards import Dataset, Facts
+
+FILES = ("mp4", "m4v", "mov", "avi", "mkv", "webm")
+
+
+class Config(PackConfig):
+    """How videos are cut, shrunk and split."""
+
+    snippet_frames: int = Field(30, gt=0)
+    """Frames of every snippet; what is left at a video's end is left out."""
+    stride: int | None = Field(None, gt=0)
+    """Frames from the start of one snippet to that of the next; `snippet_frames` when unset."""
+    frames_per_second: float | None = Field(None, gt=0)
+    """Of the frames; what the video files say when unset."""
+    height: int | None = Field(None, gt=0)
+    """Of the packed frames in pixels, their sides in proportion; as they are when unset."""
+    quality: int = Field(90, ge=1, le=95)
+    """JPEG quality of frames that are not passed through as they are."""
+    val_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the videos held out as `val`; of one video none is."""
+    labels: bool = True
+    """false packs frames alone."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """Frames in the order of time, and label maps by frame number."""
+
+    name: str
+    frames: tuple[Path, ...]
+    labels: Mapping[int, Path]
+    frames_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A stretch of a video."""
+
+    key: str
+    frames: tuple[Path, ...]
+    labels: Mapping[int, Path]
+
+
+def pack(source: str | None, out: Path, config: Config, progress: Progress = no_progress) -> list[Dataset]:
+    """Write the snippets of all videos, shuffled over all shards; whole videos are held out.
+
+    Raises:
+        UserError: no videos; label maps without names, of some frames or of unknown classes; a file that OpenCV cannot
+            decode.
+    """
+    if source is None:
+        raise UserError("data pack video: want a folder of videos: thalweg data pack video IN OUT")
+    given = Path(source)
+    with ExitStack() as stack:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.frames-"))
+        videos = _videos(given, Path(scratch), config, progress)
+        classes = _classes(given, videos) if config.labels else None
+        side = held_out([video.name for video in videos], config.val_fraction, config.seed)
+        chosen = {
+            "train": [video for video, held in zip(videos, side, strict=True) if not held],
+            "val": [video for video, held in zip(videos, side, strict=True) if held],
+        }
+        pace = config.frames_per_second or _pace(videos)
+        splits = [_split(name, members, classes, pace, config) for name, members in chosen.items() if members]
+        return write_sets(out, splits, config, name=given.resolve().stem, source=source, progress=progress)
+
+
+def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> list[Video]:
+    """All videos of IN, files decoded into `scratch`."""
+    if not given.exists():
+        raise UserError(f"data pack video: {given} does not exist")
+    if given.is_file():
+        return [_decoded(given, scratch, config, progress)]
+    found = _video_in(given, config)
+    if found is not None:
+        return [found]
+    videos = []
+    for path in sorted(given.iterdir()):
+        if path.is_dir():
+            video = _video_in(path, config)
+            videos += [] if video is None else [video]
+        elif path.suffix[1:].lower() in FILES:
+            videos.append(_decoded(path, scratch, config, progress))
+    if not videos:
+        raise UserError(
+            f"data pack video: no videos in {given}: want folders of frames (.{', .'.join(IMAGE_FIELDS)}), or files "
+            f"(.{', .'.join(FILES)})"
+        )
+    return videos
+
+
+def _video_in(folder: Path, config: Config) -> Video | None:
+    """The video whose frames a folder holds."""
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    frames = tuple(sorted(path for path in images.iterdir() if path.suffix[1:].lower() in IMAGE_FIELDS))
+    if not frames:
+        return None
+    there = {path.stem: path for path in (folder / "labels").glob("*.png")} if config.labels else {}
+    labels = {number: there[path.stem] for number, path in enumerate(frames) if path.stem in there}
+    return Video(key_of(folder.resolve().name), frames, labels)
+
+
+def _decoded(path: Path, scratch: Path, config: Config, progress: Progress) -> Video:
+    """The frames of a video file, as JPEGs in a folder of their own."""
+    import cv2  # takes half a second to import, and frame folders do without it
+
+    reader = cv2.VideoCapture(str(path))
+    if not reader.isOpened():
+        raise UserError(
+            f"data pack video: OpenCV cannot decode {printable(str(path))}; convert it (ffmpeg -i IN -c:v libx264 "
+            f"OUT.mp4), or unpack its frames into a folder"
+        )
+    folder = scratch / key_of(path.name)
+    folder.mkdir()
+    frames: list[Path] = []
+    expected = max(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
+    while True:
+        there, pixels = reader.read()
+        if not there:
+            break
+        progress(f"decode {printable(path.name)}", len(frames), max(expected, len(frames) + 1))
+        frames.append(folder / f"{len(frames):08d}.jpg")
+        frames[-1].write_bytes(jpeg(scaled(pixels[..., ::-1].copy(), config.height), config.quality))
+    pace = float(reader.get(cv2.CAP_PROP_FPS))
+    reader.release()
+    if not frames:
+        raise UserError(f"data pack video: {printable(str(path))} holds no frame that OpenCV can decode")
+    return Video(key_of(path.stem), tuple(frames), {}, round(pace, 3) or None)
+
+
+def _pace(videos: Sequence[Video]) -> float | None:
+    paces = sorted({video.frames_per_second for video in videos if video.frames_per_second is not None})
+    if len(paces) > 1:
+        raise UserError(
+            f"data pack video: the videos run at {', '.join(f'{pace:g}' for pace in paces)} frames a second; pack them "
+            f"apart, or set frames_per_second"
+        )
+    return paces[0] if paces else None
+
+
+def _classes(given: Path, videos: Sequence[Video]) -> Classes | None:
+    """What the label maps hold; None where there are none."""
+    labelled = [video for video in videos if video.labels]
+    if not labelled:
+        return None
+    without = [video.name for video in videos if not video.labels]
+    if without:
+        raise UserError(
+            f"data pack video: {len(without)} of {len(videos)} videos have no label maps: {few(without)}; add them, "
+            f"move those videos away, or set labels=false"
+        )
+    folders = [given, *(next(iter(video.labels.values())).parent.parent for video in labelled)]
+    found = [path for folder in folders if (path := folder / "classes.json").is_file()]
+    if not found:
+        raise UserError(f"data pack video: {given} has label maps but no classes.json; add one, or set labels=false")
+    read = [read_classes(path) for path in dict.fromkeys(found)]
+    if any(classes != read[0] for classes in read):
+        raise UserError(f"data pack video: the videos below {given} differ in their classes.json; pack them apart")
+    return read[0]
+
+
+@dataclass
+class _Survey:
+    """What was seen while packing."""
+
+    snippets: Sequence[Snippet]
+    classes: Classes | None
+    pace: float | None
+    notes: tuple[str, ...]
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+
+    def describe(self) -> tuple[Facts, tuple[str, ...]]:
+        first = self.snippets[0]
+        facts = {
+            "channels": 3,
+            "image_size": next(iter(self.sizes)) if len(self.sizes) == 1 else None,
+            "frames": len(first.frames),
+            "frames_per_second": self.pace,
+            "label_frames": tuple(sorted(first.labels)),
+            **(self.classes.facts() if self.classes else {}),
+        }
+        return Facts.model_validate(facts), self.notes
+
+
+def _split(name: str, videos: Sequence[Video], classes: Classes | None, pace: float | None, config: Config) -> Split:
+    snippets = [snippet for video in videos for snippet in _cut(video, config)]
+    if not snippets:
+        longest = max(len(video.frames) for video in videos)
+        raise UserError(
+            f"data pack video: no video of the split {name!r} has snippet_frames={config.snippet_frames} frames, the "
+            f"longest has {longest}; lower snippet_frames"
+        )
+    if classes is not None:
+        _refuse_unlike(snippets)
+    unused = sum(_left_over(video, config) for video in videos)
+    notes = (f"frames at the ends of videos that make no whole snippet were left out: {unused}",) if unused else ()
+    ordered = [snippets[place] for place in shuffled([snippet.key for snippet in snippets], config.seed)]
+    survey = _Survey(ordered, classes, pace, notes)
+    return Split(
+        name=name,
+        samples=_samples(ordered, survey, config),
+        num_samples=len(ordered),
+        num_bytes=sum(path.stat().st_size for snippet in ordered for path in snippet.frames),
+        describe=survey.describe,
+        classes=tuple(classes.classes[number] for number in classes.kept) if classes else None,
+    )
+
+
+def _count(video: Video, config: Config) -> int:
+    """Snippets of a video."""
+    stride = config.stride or config.snippet_frames
+    return max(0, (len(video.frames) - config.snippet_frames) // stride + 1)
+
+
+def _left_over(video: Video, config: Config) -> int:
+    """Frames behind a video's last snippet."""
+    count, stride = _count(video, config), config.stride or config.snippet_frames
+    return len(video.frames) - ((count - 1) * stride + config.snippet_frames if count else 0)
+
+
+def _cut(video: Video, config: Config) -> Iterator[Snippet]:
+    length, stride = config.snippet_frames, config.stride or config.snippet_frames
+    for start in range(0, _count(video, config) * stride, stride):
+        labels = {number - start: path for number, path in video.labels.items() if start <= number < start + length}
+        yield Snippet(f"{video.name}_{start:06d}", video.frames[start : start + length], labels)
+
+
+def _refuse_unlike(snippets: Sequence[Snippet]) -> None:
+    """Label maps must stand at the same frames of every snippet."""
+    wanted = sorted({number for snippet in snippets for number in snippet.labels})
+    without = [snippet.key for snippet in snippets if sorted(snippet.labels) != wanted]
+    if without:
+        raise UserError(
+            f"data pack video: {len(without)} of {len(snippets)} snippets have not all of the labelled frames "
+            f"{few([str(number) for number in wanted])}: {few(without)}; label those frames, choose snippet_frames and "
+            f"stride so that labels fall alike, or set labels=false"
+        )
+
+
+def _samples(snippets: Sequence[Snippet], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
+    with ThreadPoolExecutor() as pool:  # decoding, resizing and encoding give up the interpreter's lock
+        for snippet in snippets:
+            frames = list(pool.map(lambda path: _frame(path, config), snippet.frames))
+            sizes = {size for _, size in frames}
+            if len(sizes) > 1:
+                raise UserError(f"data pack video: the frames of {snippet.key} differ in size: {sorted(sizes)}")
+            survey.sizes |= sizes
+            labels = {}
+            for number, path in snippet.labels.items():
+                assert survey.classes is not None
+                labels[number] = _label_map(path, survey.classes, *frames[number][1])
+            yield snippet.key, clip_fields([data for data, _ in frames], labels)
+
+
+def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG, and its height and width; one that has the size already is passed through."""
+    try:
+        data = path.read_bytes()
+        height, width, _ = image_facts(data)
+        if path.suffix.lower() in {".jpg", ".jpeg"} and config.height in {None, height}:
+            return data, (height, width)
+        pixels = scaled(decode_image(data), config.height)
+    except (SampleError, OSError) as error:
+        reason = error.reason if isinstance(error, SampleError) else error.strerror
+        raise UserError(f"data pack video: {printable(str(path))}: {reason}; replace it, or move it away") from None
+    return jpeg(pixels, config.quality), (pixels.shape[0], pixels.shape[1])
+
+
+def _label_map(path: Path, classes: Classes, height: int, width: int) -> np.ndarray:
+    try:
+        return scaled_labels(classes.numbers(read_labels(path)), height, width)
+    except ValueError as error:
+        raise UserError(f"data pack video: {path}: {error}; classes.json names no such class") from None
