@@ -26,13 +26,14 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel, ViTModel
+from transformers import AutoModel, PreTrainedModel, VideoMAEModel, ViTModel
 from transformers.utils import logging
 
 from data_pipelines.base import OtherModelError, Strict, UserError, parse
 from data_pipelines.hashing import mix
 from data_pipelines.views.image import PlainImage
 from pretrain.checkpoint import CheckpointReader, newest_whole
+from pretrain.networks.video import draw_video
 from pretrain.networks.vision import Features, feature_map, features
 from pretrain.networks.vit import draw_vit
 from pretrain.objective import DataFacts, Encoder, Objective
@@ -322,6 +323,8 @@ def _redraw(module: nn.Module) -> nn.Module:
     drawn: PreTrainedModel = AutoModel.from_config(module.config, dtype=torch.float32)
     if isinstance(drawn, ViTModel):
         draw_vit(drawn)
+    elif isinstance(drawn, VideoMAEModel):
+        draw_video(drawn)
     return drawn
 
 

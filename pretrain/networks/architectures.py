@@ -23,6 +23,9 @@ VISION: Table = {
     "resnet": ("ResNetConfig", "ResNetModel"),
     "convnext": ("ConvNextConfig", "ConvNextModel"),
 }
+VIDEO: Table = {
+    "videomae": ("VideoMAEConfig", "VideoMAEModel"),
+}
 TEXT: Table = {
     "bert": ("BertConfig", "BertForMaskedLM"),
     "roberta": ("RobertaConfig", "RobertaForMaskedLM"),

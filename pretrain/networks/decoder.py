@@ -10,7 +10,7 @@ from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from data_pipelines.base import Strict
-from pretrain.networks.vit import draw_blocks, sincos_positions
+from pretrain.networks.vit import draw_blocks
 
 
 class Unmask(nn.Module):
@@ -18,27 +18,28 @@ class Unmask(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, grid: int, width: int, position_base: float) -> None:
+    def __init__(self, positions: Tensor) -> None:
         super().__init__()
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, positions.shape[-1]))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer("positions", sincos_positions(grid, width, position_base), persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, latents: Tensor, visible: Tensor) -> Tensor:
         """Build the full sequence, positions added.
 
         Args:
-            latents: (B, 1 + V, D), class token first.
+            latents: (B, L + V, D), other tokens (a class token) first.
             visible: (B, V) int64, the place of each visible patch.
 
         Returns:
-            (B, 1 + N, D).
+            (B, L + N, D).
         """
-        num_patches, width = len(self.positions) - 1, latents.shape[-1]
+        leading, width = latents.shape[1] - visible.shape[1], latents.shape[-1]
+        num_patches = len(self.positions) - leading
         hidden = self.mask_token.to(latents.dtype).expand(len(latents), num_patches, width)
         places = visible.unsqueeze(-1).expand(-1, -1, width)
-        patches = hidden.scatter(1, places, latents[:, 1:])
-        return torch.cat([latents[:, :1], patches], dim=1) + self.positions.to(latents.dtype)
+        patches = hidden.scatter(1, places, latents[:, leading:])
+        return torch.cat([latents[:, :leading], patches], dim=1) + self.positions.to(latents.dtype)
 
 
 class PixelDecoder(nn.Module):
@@ -60,13 +61,12 @@ class PixelDecoder(nn.Module):
             """As a transformers config."""
             return ViTConfig(**self.model_dump(), layer_norm_eps=1e-6, **settings)
 
-    def __init__(
-        self, config: Config, *, latent_width: int, grid: int, patch_values: int, position_base: float
-    ) -> None:
+    def __init__(self, config: Config, *, latent_width: int, positions: Tensor, patch_values: int) -> None:
+        """Draw a decoder for tokens at `positions` (L + N, hidden_size), L of them before the patches."""
         super().__init__()
         vit = config.vit(attn_implementation="sdpa")
         self.embed = nn.Linear(latent_width, config.hidden_size)
-        self.unmask = Unmask(grid, config.hidden_size, position_base)
+        self.unmask = Unmask(positions)
         self.layers = nn.ModuleList(ViTLayer(vit) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
         self.to_pixels = nn.Linear(config.hidden_size, patch_values)
@@ -79,7 +79,7 @@ class PixelDecoder(nn.Module):
         """Predict every patch, visible ones too.
 
         Args:
-            latents: (B, 1 + V, D), class token first.
+            latents: (B, L + V, D), other tokens (a class token) first.
             visible: (B, V) int64, the place of each visible patch.
 
         Returns:
@@ -88,4 +88,4 @@ class PixelDecoder(nn.Module):
         tokens = self.unmask(self.embed(latents), visible)
         for layer in self.layers:
             tokens = layer(tokens)
-        return self.to_pixels(self.norm(tokens[:, 1:]))
+        return self.to_pixels(self.norm(tokens[:, latents.shape[1] - visible.shape[1] :]))

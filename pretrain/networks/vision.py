@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ViTModel
+from transformers import PreTrainedModel, VideoMAEModel, ViTModel
 
 from data_pipelines.base import UserError
 from pretrain.networks.architectures import VISION, model_class, network_config
+from pretrain.networks.video import still_map
 from pretrain.networks.vit import POSITION_BASE, draw_vit
 
 
@@ -21,7 +22,7 @@ class Features:
 
     Attributes:
         pooled: (B, D), mean over the patches or the map.
-        cls: (B, D), the class token of a ViT; None for a convnet.
+        cls: (B, D), the class token of a ViT; None where there is none.
     """
 
     pooled: Tensor
@@ -55,11 +56,13 @@ def vision_encoder(
 
 
 def features(encoder: PreTrainedModel, images: Tensor) -> Features:
-    """Read class token and pooled features off an encoder.
+    """Read class token and pooled features off an encoder; one of clips sees the image stand still.
 
     Args:
         images: (B, C, H, W), normalised.
     """
+    if isinstance(encoder, VideoMAEModel):
+        return Features(pooled=still_map(encoder, images).mean(dim=(2, 3)))
     output = encoder(images.to(encoder.dtype))
     if isinstance(encoder, ViTModel):
         tokens = output.last_hidden_state  # (B, 1 + N, D)
@@ -68,7 +71,7 @@ def features(encoder: PreTrainedModel, images: Tensor) -> Features:
 
 
 def feature_map(encoder: PreTrainedModel, images: Tensor) -> Tensor:
-    """Features by place: the patch tokens of a ViT on their grid, or the last map of a convnet.
+    """Features by place: the patch tokens on their grid, over all moments of an unmoved clip, or a convnet's last map.
 
     Args:
         images: (B, C, H, W), normalised.
@@ -76,6 +79,8 @@ def feature_map(encoder: PreTrainedModel, images: Tensor) -> Tensor:
     Returns:
         (B, D, h, w).
     """
+    if isinstance(encoder, VideoMAEModel):
+        return still_map(encoder, images)
     output = encoder(images.to(encoder.dtype))
     if not isinstance(encoder, ViTModel):
         return output.last_hidden_state
@@ -86,4 +91,4 @@ def feature_map(encoder: PreTrainedModel, images: Tensor) -> Tensor:
 def feature_width(encoder: PreTrainedModel) -> int:
     """D of `features`."""
     config = encoder.config
-    return int(config.hidden_size if isinstance(encoder, ViTModel) else config.hidden_sizes[-1])
+    return int(config.hidden_size if isinstance(encoder, ViTModel | VideoMAEModel) else config.hidden_sizes[-1])

@@ -6,6 +6,8 @@ model is made from a config; so positions are written here, by hand, and a test 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from transformers import ViTModel
@@ -64,10 +66,15 @@ def draw_blocks(blocks: nn.ModuleList) -> None:
     for block in blocks:
         assert isinstance(block, ViTLayer)
         attention = block.attention
-        joint = {attention.q_proj, attention.k_proj, attention.v_proj}
-        for module in block.modules():
-            if isinstance(module, nn.Linear):
-                # three D x D matrices drawn as one 3D x D: bound sqrt(6 / 4D) instead of sqrt(6 / 2D)
-                nn.init.xavier_uniform_(module.weight, gain=0.5**0.5 if module in joint else 1.0)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        draw_linears(block, joint={attention.q_proj, attention.k_proj, attention.v_proj})
+
+
+@torch.no_grad()
+def draw_linears(block: nn.Module, joint: Collection[nn.Module]) -> None:
+    """Xavier in every linear map of a block; the `joint` three, D x D each, as if they were one matrix 3D x D."""
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            # bound sqrt(6 / 4D) instead of sqrt(6 / 2D)
+            nn.init.xavier_uniform_(module.weight, gain=0.5**0.5 if module in joint else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

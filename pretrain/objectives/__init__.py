@@ -21,7 +21,9 @@ OBJECTIVES = {
     "denoising_seq2seq": "pretrain.objectives.denoising_seq2seq:DenoisingSeq2Seq",
     "info_nce": "pretrain.objectives.info_nce:InfoNCE",
     "mae": "pretrain.objectives.mae:MaskedAutoencoder",
+    "mae_video": "pretrain.objectives.mae_video:MaskedVideoAutoencoder",
     "masked_lm": "pretrain.objectives.masked_lm:MaskedLanguageModel",
+    "translation": "pretrain.objectives.translation:Translation",
 }
 GROUP = "thalweg.objectives"
 

@@ -22,6 +22,7 @@ from transformers import ViTModel
 
 from data_pipelines.base import Strict, UserError, parse
 from data_pipelines.batch import Batch
+from data_pipelines.views.clips import ClipPair
 from data_pipelines.views.two_crops import Augmentation, TwoCrops
 from pretrain.collectives.gather import gather, gather_constant, rank
 from pretrain.collectives.norms import couple_batch_norms
@@ -87,6 +88,8 @@ class InfoNCE(Objective):
         first: Augmentation = Augmentation()
         second: Augmentation | None = None
         """Of the second view; like the first when unset."""
+        frame_distance: tuple[int, int] | None = None
+        """Of clips: least and largest number of frames between the two views; [0, 0] takes two crops of one frame."""
         mean: tuple[float, ...] | None = None
         """Of each channel in [0, 1]; see `ImageView`."""
         std: tuple[float, ...] | None = None
@@ -99,13 +102,13 @@ class InfoNCE(Objective):
             return self
 
     coupling: ClassVar[Literal["sample", "micro"]] = "micro"
+    view: TwoCrops
 
     def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config, self.facts = config, facts
         size, channels = working_size(config.image_size, facts)
-        chosen = config.model_dump(include={"crop_on", "first", "second", "mean", "std"}, exclude_none=True)
-        self.view: TwoCrops = parse(TwoCrops, {"image_size": size, "channels": channels, **chosen}, "recipe objective")
+        self.view = _view(config, facts, size, channels)
         self.network = vision_encoder(config.encoder, "recipe objective, encoder", image_size=size, channels=channels)
         if config.freeze_patches:
             self._freeze_patches()
@@ -240,6 +243,20 @@ class InfoNCE(Objective):
         trained = forward_flops(lambda: twin.predictor(twin.projector(twin._features(twin.network, images))))
         followed = forward_flops(lambda: twin.projector(twin._features(twin.network, images)))
         return 3 * trained + (followed if self.targets else 0)
+
+
+def _view(config: InfoNCE.Config, facts: DataFacts, image_size: int, channels: int) -> TwoCrops:
+    """Two crops of an image, or of two frames of a clip."""
+    if (facts.frames is None) != (config.frame_distance is None):
+        words = (
+            "holds no clips; leave frame_distance out" if facts.frames is None else "holds clips; set frame_distance"
+        )
+        raise UserError(f"recipe objective: the data {words}")
+    chosen = config.model_dump(include={"crop_on", "first", "second", "mean", "std"}, exclude_none=True)
+    settings = {"image_size": image_size, "channels": channels, **chosen}
+    if config.frame_distance is None:
+        return parse(TwoCrops, settings, "recipe objective")
+    return parse(ClipPair, {**settings, "distance": config.frame_distance}, "recipe objective")
 
 
 def _head(config: Projector.Config | None, input_size: int) -> nn.Module:
