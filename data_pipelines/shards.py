@@ -85,8 +85,8 @@ class Shard(Strict):
 
     file: str = Field(pattern=r"^[^/\x00]+$")
     """Name in the manifest's own folder, never a path out of it."""
-    samples: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    samples: int = Field(ge=0, le=2**31)
+    bytes: int = Field(ge=0, le=2**62)
     digest: str
     """xxh3_128 of the tar, hexadecimal."""
 

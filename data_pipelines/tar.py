@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 BLOCK = 512
-MAX_MEMBERS = 20_000_000
+MAX_MEMBERS = 2**21
+"""Of a shard, second headers included: an index is made in memory."""
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME_BYTES = 4096
 _SECOND_HEADERS = {b"x", b"X", b"g", b"L", b"K"}
@@ -69,6 +70,8 @@ class _Extra:
     name: bytes | None = None
     size: int | None = None
     sparse: bool = False
+    damaged: bool = False
+    """They could not be read: name and size are not known for sure."""
 
 
 @dataclass(slots=True)
@@ -116,7 +119,7 @@ def members(stream: Stream) -> Iterator[Member | Damage]:
             problem = _read_extra(stream, header, extra)
             if problem:
                 yield Damage(start, problem)
-                extra = _Extra()
+                extra = _Extra(damaged=True)
             continue
         yield from _visit(stream, start, header, extra)
         extra = _Extra()
@@ -136,7 +139,7 @@ def _visit(stream: Stream, start: int, header: _Header, extra: _Extra) -> Iterat
         return
     if not raw or len(raw) > MAX_NAME_BYTES or b"\0" in raw:
         yield Damage(start, f"member name of {len(raw)} bytes")
-    else:
+    elif not extra.damaged:
         yield Member(raw.decode("utf-8", "backslashreplace"), offset, size, _kind(header.kind, sparse))
     stream.skip(offset + size + -size % BLOCK - stream.tell())
     if stream.tell() < offset + size:
