@@ -83,7 +83,7 @@ def read_animation(path: Path, alt: str) -> Picture | None:
     try:
         with warnings.catch_warnings(), Image.open(path, formats=["WEBP"]) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if image.width * image.height * image.n_frames > MAX_PIXELS:
+            if image.width * image.height * getattr(image, "n_frames", 1) > MAX_PIXELS:
                 return None
             first, *rest = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
             first.info.clear()
