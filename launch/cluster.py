@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 from data_pipelines.base import Strict, UserError, did_you_mean, parse
 from launch.entry import Entry
 from launch.job import Job, Submission
+from pretrain.estimate import Hardware
 
 CLUSTERS = Path(__file__).parent / "clusters"
 
@@ -57,10 +58,14 @@ Variable = Annotated[str, AfterValidator(_variable)]
 
 
 class EvalResources(Strict):
-    """What one eval job gets: one process on one node."""
+    """What one eval job gets: one process on one node, or the ranks of an eval that trains."""
 
+    nodes: int = Field(1, gt=0)
+    """Of evals that take many ranks."""
+    ranks_per_node: int | None = Field(None, gt=0)
+    """Of evals that take many ranks; those of a training job when unset."""
     gpus_per_node: int | None = Field(None, ge=0)
-    """At most one is used; 0 or 1, by whether the cluster has any, when unset."""
+    """Of evals of one process, at most one is used; 0 or 1, by whether the cluster has any, when unset."""
     cpus_per_task: int | None = Field(None, gt=0)
     mem_gb: float | None = Field(None, gt=0)
     timeout_min: int = Field(120, gt=0)
@@ -86,6 +91,8 @@ class ClusterConfig(Strict):
     env: dict[Variable, str] = Field(default_factory=dict)
     """Environment variables of the job."""
     evals: EvalResources = EvalResources()
+    hardware: Hardware = Hardware()
+    """Read by `thalweg launch --estimate` alone."""
 
     @property
     def ranks_per_node(self) -> int:
@@ -97,11 +104,16 @@ class ClusterConfig(Strict):
         """Number of ranks of a training job."""
         return self.nodes * self.ranks_per_node
 
-    def for_evals(self) -> dict[str, Any]:
+    def for_evals(self, many_ranks: bool) -> dict[str, Any]:
         """What changes when the job is an eval."""
+        own = {"timeout_min": self.evals.timeout_min}
+        if many_ranks:
+            ranks = self.evals.ranks_per_node or self.ranks_per_node
+            gpus = min(ranks, self.gpus_per_node)
+            return {**own, "nodes": self.evals.nodes, "tasks_per_node": ranks, "gpus_per_node": gpus}
         wanted = self.evals.gpus_per_node
         gpus = min(1, self.gpus_per_node) if wanted is None else wanted
-        return {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus, "timeout_min": self.evals.timeout_min}
+        return {**own, "nodes": 1, "tasks_per_node": 1, "gpus_per_node": gpus}
 
 
 class Cluster(ABC):
@@ -116,9 +128,9 @@ class Cluster(ABC):
         """The same cluster with other values, checked as if they had stood in the file."""
         return type(self)(parse(self.Config, {**self.config.model_dump(), **changes}, f"cluster {self.config.kind}"))
 
-    def for_evals(self) -> Cluster:
+    def for_evals(self, many_ranks: bool = False) -> Cluster:
         """The same cluster with the resources of an eval job."""
-        return self.changed(**self.config.for_evals())
+        return self.changed(**self.config.for_evals(many_ranks))
 
     @property
     def world_size(self) -> int:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -105,7 +105,9 @@ class PretrainEntry(Entry):
 
     def __call__(self) -> None:
         """Take the signals over, find the other ranks, train, and say how it ended."""
-        place = place_from_slurm(os.environ) if "SLURM_JOB_ID" in os.environ else self._place_on_this_machine()
+        place = place_of(os.environ)
+        if place.lane != "job":
+            place = replace(place, start=self.job.begin(place.lane))
         leave_on_signal(lambda: self._leave(place, SAVED))
         os.environ.update(place.environment())
         self._leave(place, self.work())
@@ -122,12 +124,6 @@ class PretrainEntry(Entry):
 
         return run_recipe(load_recipe(str(self.job.config)))
 
-    def _place_on_this_machine(self) -> Place:
-        rank, size = int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), int(os.environ["SUBMITIT_LOCAL_NTASKS"])
-        lane = f"rank-{rank}"
-        job_id = os.environ["SUBMITIT_LOCAL_JOB_ID"]
-        return Place(rank, size, rank, size, "127.0.0.1", job_id, self.job.begin(lane), lane)
-
     def _leave(self, place: Place, code: int) -> None:
         self.job.leave(place.start, code)
         if place.lane != "job" and self.job.what_next(place.start, code, place.lane).again:
@@ -140,24 +136,31 @@ class PretrainEntry(Entry):
 
 @dataclass(frozen=True)
 class EvalEntry(Entry):
-    """One eval of one checkpoint."""
+    """One eval of one checkpoint, or one rank of it."""
 
     name: str
     checkpoint: str
     overrides: tuple[str, ...] = ()
 
     def work(self) -> int:
-        """Run the eval and leave its outcome for the watcher."""
+        """Run the eval; the first rank leaves the outcome for the watcher, unless it wants to be started again."""
         message: list[str] = []
         code = exit_code_of(self._judge, message.append)
-        self.job.finish(code, "".join(message))
+        if code != SAVED and os.environ.get("RANK", "0") == "0":
+            self.job.finish(code, "".join(message))
         return code
 
     def __call__(self) -> None:
-        """Ignore the early warning of a preemption: the eval may be done before its time is up."""
+        """Ignore the early warning of a preemption: the eval may be done before its time is up, or heeds it itself."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        sys.exit(self.work())
+        if os.environ.get("SLURM_NTASKS", os.environ.get("SUBMITIT_LOCAL_NTASKS", "1")) == "1":
+            sys.exit(self.work())
+        os.environ.update(place_of(os.environ).environment())
+        code = self.work()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # see `PretrainEntry._leave`
 
     def _judge(self) -> int:
         from evals.protocol import run_eval
@@ -194,6 +197,14 @@ def leave_on_signal(leave: Callable[[], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, handle)
+
+
+def place_of(environment: Mapping[str, str]) -> Place:
+    """This process's place in its job, at SLURM or on this machine."""
+    if "SLURM_JOB_ID" in environment:
+        return place_from_slurm(environment)
+    rank, size = int(environment["SUBMITIT_LOCAL_GLOBALID"]), int(environment["SUBMITIT_LOCAL_NTASKS"])
+    return Place(rank, size, rank, size, "127.0.0.1", environment["SUBMITIT_LOCAL_JOB_ID"], 0, f"rank-{rank}")
 
 
 def place_from_slurm(environment: Mapping[str, str]) -> Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ def add_parser(subparsers: Any) -> None:
     )
     judge.add_argument("--once", action="store_true", help="with --watch: submit what is missing now, wait for nothing")
     judge.add_argument("--force", action="store_true", help="judge again though the result is there")
+    judge.add_argument(
+        "--ranks", type=int, help="processes of an eval that trains; every visible GPU by default, 1 on a CPU"
+    )
     judge.set_defaults(run=run_eval_command)
     listing = subparsers.add_parser("evals", help="what checkpoints can be judged by, one line each")
     listing.set_defaults(run=list_evals)
@@ -52,8 +56,36 @@ def run_eval_command(options: argparse.Namespace) -> int:
         return _submit(options)
     from evals.protocol import run_eval
 
-    print_result(run_eval(options.eval, options.checkpoint, options.overrides, force=options.force))
+    ranks = _ranks_to_start(options)
+    if ranks > 1:
+        return _start(options, ranks)
+    result = run_eval(options.eval, options.checkpoint, options.overrides, force=options.force)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print_result(result)
     return 0
+
+
+def _ranks_to_start(options: argparse.Namespace) -> int:
+    """How many processes are to do what this one was asked for; 1 where it is such a process itself."""
+    from evals.protocol import eval_module, takes_many_ranks
+    from launch.pretrain_command import visible_gpus
+
+    if not takes_many_ranks(eval_module(options.eval)):
+        if options.ranks is not None:
+            raise UserError(f"--ranks is for evals that train on many ranks; {options.eval} is one process")
+        return 1
+    if options.ranks is not None and options.ranks < 1:
+        raise UserError(f"--ranks {options.ranks}: want at least 1")
+    return 1 if "RANK" in os.environ else options.ranks or visible_gpus() or 1
+
+
+def _start(options: argparse.Namespace, ranks: int) -> int:
+    from launch.pretrain_command import Forwarder, rank_command, rank_environment
+
+    arguments = ["eval", options.eval, options.checkpoint, *options.overrides]
+    arguments += ["--force"] if options.force else []
+    with Forwarder() as forwarder:
+        return forwarder.call(rank_command("launch.cli", arguments, ranks), rank_environment(ranks))
 
 
 def _watch(options: argparse.Namespace) -> int:
@@ -69,6 +101,8 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _submit(options: argparse.Namespace) -> int:
+    if options.ranks is not None:
+        raise UserError("--ranks starts processes here; a cluster's file says how many its evals get (evals.nodes)")
     if options.force:
         raise UserError("--force judges here and now; leave out --cluster, or delete the result file first")
     from evals.protocol import order_eval
@@ -96,7 +130,7 @@ def list_evals(options: argparse.Namespace) -> int:
     for name in eval_names():
         module = eval_module(name)
         first_line = (module.__doc__ or "").strip().split("\n")[0]
-        print(f"{name:16} {module.PROTOCOL:20} {first_line}")
+        print(f"{name:24} {module.PROTOCOL:26} {first_line}")
     return 0
 
 
@@ -121,9 +155,14 @@ def print_result(result: Result) -> None:
         table.add_column(heading, justify="right")
     for name, value in result.metrics.items():
         controls = (result.controls.get(control, {}).get(name) for control in ("raw", "random_init"))
-        table.add_row(name, *(_share(number) for number in (value, *controls)))
+        table.add_row(name, *(_printed(name, number) for number in (value, *controls)))
     Console(file=sys.stdout).print(table)
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+def _printed(name: str, value: float | None) -> str:
+    from evals.report.measures import is_share
+    from evals.report.ticks import compact
+
+    if value is None:
+        return ""
+    return f"{value:.1%}" if is_share(name, value) else compact(value)

@@ -69,7 +69,7 @@ def supervise(run_directory: RunDirectory, command: list[str], first_only: list[
     with Forwarder() as forwarder:
         while True:
             before = committed(run_directory.checkpoints)
-            code = forwarder.call(rank_command([*command, *extra], ranks), rank_environment(ranks))
+            code = forwarder.call(rank_command("pretrain", [*command, *extra], ranks), rank_environment(ranks))
             if code in FINAL_CODES or forwarder.asked_to_stop:
                 return code
             without_progress = 0 if committed(run_directory.checkpoints) != before else without_progress + 1
@@ -84,12 +84,12 @@ def supervise(run_directory: RunDirectory, command: list[str], first_only: list[
             print("thalweg: a rank was lost; starting again from the last checkpoint", file=sys.stderr)
 
 
-def rank_command(arguments: list[str], ranks: int) -> list[str]:
+def rank_command(module: str, arguments: list[str], ranks: int) -> list[str]:
     """One process without a launcher, or torchrun on a free port of its own."""
     if ranks == 1:
-        return [sys.executable, "-m", "pretrain", *arguments]
+        return [sys.executable, "-m", module, *arguments]
     torchrun = ["-m", "launch.torchrun", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nnodes=1"]
-    return [sys.executable, *torchrun, f"--nproc-per-node={ranks}", "-m", "pretrain", *arguments]
+    return [sys.executable, *torchrun, f"--nproc-per-node={ranks}", "-m", module, *arguments]
 
 
 def rank_environment(ranks: int) -> dict[str, str]:

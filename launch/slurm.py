@@ -56,14 +56,17 @@ class SlurmCluster(Cluster):
                     raise ValueError(f"{name!r} is no option of sbatch")
             return parameters
 
-        def for_evals(self) -> dict[str, Any]:
+        def for_evals(self, many_ranks: bool) -> dict[str, Any]:
             """What changes when the job is an eval."""
             wanted = {
                 "partition": self.evals.partition,
                 "cpus_per_task": self.evals.cpus_per_task,
                 "mem_gb": self.evals.mem_gb,
             }
-            return {**super().for_evals(), **{key: value for key, value in wanted.items() if value is not None}}
+            return {
+                **super().for_evals(many_ranks),
+                **{key: value for key, value in wanted.items() if value is not None},
+            }
 
     config: Config
 

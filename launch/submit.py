@@ -31,7 +31,7 @@ def submit_pretrain(
     Raises:
         UserError: the recipe does not fit this many ranks, or the run already has a job.
     """
-    return _submit_fitted(*_fitted(recipe, overrides, cluster, nodes))
+    return _submit_fitted(*fitted(recipe, overrides, cluster, nodes))
 
 
 def resubmit(run: Path) -> tuple[Job, Submission]:
@@ -48,7 +48,7 @@ def resubmit(run: Path) -> tuple[Job, Submission]:
     if RunDirectory(run).finished():
         raise UserError(f"run {run} is finished; there is nothing to go on with")
     here = [f"runs={json.dumps(str(run.parent))}"]  # the config's own may be relative to where it was launched
-    return _submit_fitted(*_fitted(str(latest.config), here, load_cluster(latest.cluster), None))
+    return _submit_fitted(*fitted(str(latest.config), here, load_cluster(latest.cluster), None))
 
 
 def _submit_fitted(cluster: Cluster, resolved: Recipe) -> tuple[Job, Submission]:
@@ -69,7 +69,7 @@ def pretrain_script(recipe: str, overrides: Sequence[str], cluster: Cluster, *, 
     Raises:
         UserError: as `submit_pretrain`.
     """
-    cluster, resolved = _fitted(recipe, overrides, cluster, nodes)
+    cluster, resolved = fitted(recipe, overrides, cluster, nodes)
     job = Job.next(run_folder(resolved), "pretrain")
     return cluster.script(job, PretrainEntry(str(job.folder), "", bool(resolved.evals)))
 
@@ -95,9 +95,11 @@ def claim_and_submit(
     if not job.claim():
         return None
     job.spare(checkpoint)
+    from evals.protocol import eval_module, takes_many_ranks
+
     entry = EvalEntry(str(job.folder), name, str(checkpoint.absolute()), tuple(overrides))
     try:
-        return cluster.for_evals().submit(job, entry)
+        return cluster.for_evals(takes_many_ranks(eval_module(name))).submit(job, entry)
     except ThalwegError as error:
         job.finish(error.exit_code, str(error))
         raise
@@ -192,7 +194,7 @@ def wait(submission: Submission, timeout_s: float, poll_s: float = 0.5) -> None:
         time.sleep(poll_s)
 
 
-def _fitted(recipe: str, overrides: Sequence[str], cluster: Cluster, nodes: int | None) -> tuple[Cluster, Recipe]:
+def fitted(recipe: str, overrides: Sequence[str], cluster: Cluster, nodes: int | None) -> tuple[Cluster, Recipe]:
     """The cluster with its number of nodes, and the resolved recipe; refuses what could only fail after the queue."""
     from data_pipelines.steps import check_batch, default_lanes
     from pretrain.config import load_recipe

@@ -160,6 +160,14 @@ def test_an_eval_gets_one_process_and_resources_of_its_own() -> None:
     assert load_cluster("slurm").for_evals().config.gpus_per_node == 0
 
 
+def test_an_eval_that_trains_gets_the_ranks_of_a_node_or_those_it_asks_for(tmp_path: Path) -> None:
+    config = load_cluster("slurm_gpu").for_evals(many_ranks=True).config
+    assert (config.nodes, config.ranks_per_node, config.gpus_per_node) == (1, 8, 8)
+    file = "kind: slurm\ngpus_per_node: 8\nevals: {nodes: 2, ranks_per_node: 4}"
+    config = cluster_of(tmp_path, file).for_evals(many_ranks=True).config
+    assert (config.nodes, config.world_size, config.gpus_per_node) == (2, 8, 4)
+
+
 def test_parameters_reach_sbatch(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "kind: slurm\nparameters: {constraint: 'a b', exclusive: true}")
     script = cluster.script(Job(tmp_path / "run/logs/jobs/pretrain-1"), PretrainEntry("", ""))

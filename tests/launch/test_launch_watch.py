@@ -38,7 +38,7 @@ class Notebook(Cluster):
         super().__init__(config)
         self.jobs: list[tuple[Job, EvalEntry]] = []
 
-    def for_evals(self) -> Cluster:
+    def for_evals(self, many_ranks: bool = False) -> Cluster:
         return self
 
     def script(self, job: Job, entry: Entry) -> str:
