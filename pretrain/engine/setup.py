@@ -72,8 +72,9 @@ def enable_checkpointing(module: nn.Module) -> None:
     """
     able = [part for part in module.modules() if getattr(part, "supports_gradient_checkpointing", False)]
     for part in able:
-        enable: Any = part.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # its second name is the one before transformers 5.24
+        enable: Any = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if not able:
         raise UserError(
             "engine.checkpoint_activations: no network of this objective can recompute activations; set it false"

@@ -3,8 +3,8 @@
 A mask over whole rows makes every token meet every other one and throws most of it away; here a document of n tokens
 costs n * n. transformers' own unpadded path needs the flash-attention package and a GPU, and its flex attention has no
 backward pass on CPUs; this one is torch's attention called once a document, the same on both, dropout included.
-Three layers of BERT base, 4,096 tokens a step, one CPU thread: 11.4 s instead of 28.5 in rows of 2,048 (documents of 300
-on average), 8.2 instead of 9.8 in rows of 512 (documents of 100), 6.7 instead of 7.3 in rows of 128 (documents of 35).
+Three layers of BERT base, 4,096 tokens a step, one CPU thread: 11.4 s instead of 28.5 in rows of 2,048 (documents of
+300 on average), 8.2 instead of 9.8 in rows of 512 (documents of 100), 6.7 instead of 7.3 in rows of 128 (of 35).
 On a GPU many short documents mean many small kernels: measure before you switch it on there.
 """
 

@@ -27,12 +27,12 @@ STAGES = (0, 1, 2, 3)
 LR = 1e-2
 
 
-def launch(scenario: str, ranks: int, folder: Path, timeout_s: float = 600) -> None:
-    """Run a scenario on `ranks` processes, and fail with their words if one fails."""
+def launch(scenario: str, ranks: int, folder: Path, timeout_s: float = 600, module: str = __name__) -> None:
+    """Run a scenario of `module` on `ranks` processes, and fail with their words if one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.pretrain.engine_ranks", scenario, str(folder)]
+    command = [sys.executable, "-m", module, scenario, str(folder)]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))
     }
@@ -247,15 +247,15 @@ def file_size_limit(size: int) -> Iterator[None]:
 SCENARIOS: dict[str, Callable[[Any, Path], None]] = {"train": train, "elastic": elastic}
 
 
-def main() -> None:
+def main(scenarios: dict[str, Callable[[Any, Path], None]]) -> None:
     from pretrain.distributed import World
 
     torch.set_num_threads(1)
     world = World.start(timeout_s=120)
-    SCENARIOS[sys.argv[1]](world, Path(sys.argv[2]))
+    scenarios[sys.argv[1]](world, Path(sys.argv[2]))
     world.barrier()
     world.stop()
 
 
 if __name__ == "__main__":
-    main()
+    main(SCENARIOS)
