@@ -57,12 +57,17 @@ def with_controls(encoder: LoadedEncoder, data: EvalData, config: EvalConfig, pr
         refuse_unlabelled(dataset)
     controls = {"raw": raw(encoder.view), "random_init": random_init(encoder)}
     return Scores(
-        metrics=_judged(trained(encoder), data, judge),
+        metrics=judged(trained(encoder), data, judge),
         controls={name: _remembered(source, data, config, protocol, judge) for name, source in controls.items()},
     )
 
 
-def _judged(source: Source, data: EvalData, judge: Judge) -> dict[str, float]:
+def judged(source: Source, data: EvalData, judge: Judge) -> dict[str, float]:
+    """Metrics of one source of features.
+
+    Raises:
+        UserError: a sample has no label.
+    """
     device = best_device()
     train, test = (extract(source, dataset).to(device) for dataset in (data.train, data.test))
     for table, dataset in ((train, data.train), (test, data.test)):
@@ -75,7 +80,7 @@ def _judged(source: Source, data: EvalData, judge: Judge) -> dict[str, float]:
 def _remembered(source: Source, data: EvalData, config: EvalConfig, protocol: str, judge: Judge) -> dict[str, float]:
     view, settings = source.view.model_dump(mode="json"), config.settings()
     content = [protocol, settings, data.digests(), source.digest, view]
-    return remembered(content, lambda: _judged(source, data, judge))
+    return remembered(content, lambda: judged(source, data, judge))
 
 
 def remembered(content: Sequence[Any], compute: Callable[[], Mapping[str, float]]) -> dict[str, float]:

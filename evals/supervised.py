@@ -133,11 +133,11 @@ class _School:
     place: Workplace
 
     def control_scores(self, network: Encoder, where: Path) -> dict[str, float]:
-        """As `scores`, of a network that is no export yet."""
+        """As `scores`, of a network that is no export yet; nothing but them is kept."""
         export = where.with_name(f"{where.name}-encoder")
         on_rank_0(self.place.world, lambda: _write_anew(network, export))
         scores = self.scores(export, where)
-        on_rank_0(self.place.world, lambda: shutil.rmtree(export))
+        on_rank_0(self.place.world, lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in (export, where)])
         return scores
 
     def scores(self, export: Path, where: Path) -> dict[str, float]:
