@@ -29,9 +29,13 @@ def cosine(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1)
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Surprise at the true class in nats: logits (N, K), classes (N,) int64, to (N,)."""
-    return F.cross_entropy(logits.float(), target, reduction="none")
+def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Surprise at the true class in nats: logits (N, K), classes (N,) int64, to (N,).
+
+    Args:
+        smoothing: share of the target that is spread evenly over all classes (Szegedy 2015, arXiv:1512.00567, sec. 7).
+    """
+    return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
 
 
 def gradient_difference(predicted: Tensor, target: Tensor) -> Tensor:

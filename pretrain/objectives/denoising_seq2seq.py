@@ -15,13 +15,12 @@ from data_pipelines.base import Strict, parse
 from data_pipelines.batch import Batch
 from data_pipelines.views.denoising import Denoising
 from data_pipelines.views.span_corruption import SpanCorruption
-from data_pipelines.views.tokens import NOT_ASKED
 from pretrain.energies import cross_entropy
 from pretrain.networks.documents import mean_of_tokens
 from pretrain.networks.flops import forward_flops
 from pretrain.networks.seq2seq import encode, forward, seq2seq_network, vocabulary_logits
 from pretrain.objective import DataFacts, Encoder, Objective, Output
-from pretrain.objectives.texts import preprocessor, token_settings
+from pretrain.objectives.texts import asked, empty_pairs, preprocessor, token_settings
 
 
 class Infilling(Strict):
@@ -82,16 +81,16 @@ class DenoisingSeq2Seq(Objective):
 
     def rows(self, batch: Batch) -> Tensor:
         """(), the tokens asked for."""
-        return _asked(batch).sum()
+        return asked(batch).sum()
 
     def forward(self, batch: Batch) -> Output:
         """See `Objective.forward`; rows are the tokens asked for, embeddings mean states of the encoder."""
-        states, asked = forward(self.network, batch), _asked(batch)
-        logits, labels = vocabulary_logits(self.network, states.target[asked]), batch["labels"][asked]  # (M, K), (M,)
+        states, chosen = forward(self.network, batch), asked(batch)
+        logits, labels = vocabulary_logits(self.network, states.target[chosen]), batch["labels"][chosen]  # (M, K), (M,)
         right = (logits.argmax(dim=-1) == labels).float()
         return Output(
             loss=cross_entropy(logits, labels).sum(),
-            logs={"token_accuracy": right.sum() / asked.sum().clamp(min=1)},
+            logs={"token_accuracy": right.sum() / chosen.sum().clamp(min=1)},
             embeddings=mean_of_tokens(states.source, batch["source_attention"]).detach(),
         )
 
@@ -109,23 +108,7 @@ class DenoisingSeq2Seq(Objective):
         read, written = (round(length) for length in self.config.noise.lengths(self.view.row_tokens))
         with torch.device("meta"):
             twin = type(self.network)(self.network.config)
-            batch = _empty_batch(source=read, target=written)
+            batch = empty_pairs(source=read, target=written)
             states = torch.empty(written, twin.config.hidden_size)
         body = forward_flops(lambda: forward(twin, batch))
         return 3 * (body + forward_flops(lambda: vocabulary_logits(twin, states)))
-
-
-def _asked(batch: Batch) -> Tensor:
-    """(B, T) bool."""
-    return (batch["labels"] != NOT_ASKED) & (batch.weight > 0)[:, None]
-
-
-def _empty_batch(**lengths: int) -> Batch:
-    """One row, its sides of these lengths, on the current device."""
-    fields = {
-        name: torch.empty(1, length, dtype=torch.int64)
-        for side, length in lengths.items()
-        for name in (side, f"{side}_attention", f"{side}_positions")
-    }
-    one = torch.empty(1)
-    return Batch(fields, keys=("",), positions=one, weight=one, key_hash=one)
