@@ -181,6 +181,7 @@ class Watch:
         self._seconds = self._waited = 0.0
         self._steps = 0
         self._latest: dict[str, float] = {}
+        self._flops_per_sample = session.engine.module.flops_per_sample()  # counting takes a second
 
     def weights_before(self) -> list[torch.Tensor] | None:
         """A copy of this rank's weights, at log steps only: the update is measured against it."""
@@ -232,7 +233,7 @@ class Watch:
         session = self._session
         samples = self._steps * session.recipe.train.global_batch
         rate = samples / self._seconds if self._seconds else 0.0
-        flops = session.engine.module.flops_per_sample() * rate / session.world.world_size
+        flops = self._flops_per_sample * rate / session.world.world_size
         return {
             "samples_per_s": rate,
             "tflops_per_rank": flops / 1e12,
