@@ -32,6 +32,7 @@ from pretrain.engine.layout import Cut
 from pretrain.objective import DataFacts, Objective
 from pretrain.objectives import build
 from pretrain.run.directory import RunDirectory
+from tests.networks import RESNET
 
 SIDE = 16
 FACTS = DataFacts(channels=1, image_size=(SIDE, SIDE))
@@ -40,13 +41,6 @@ VIT = {
     "architecture": "vit", "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64,
 }  # fmt: skip
-RESNET = {
-    "architecture": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
 MAE = {
     "name": "mae", "encoder": VIT,
     "decoder": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},

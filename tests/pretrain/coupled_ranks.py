@@ -1,6 +1,6 @@
 """One rank of a coupled micro step: what `test_gather` and `test_norms` compare over world sizes.
 
-Run as `python coupled_ranks.py RANK WORLD_SIZE RENDEZVOUS OUT`; every rank computes all cases in one
+Run as `python -m tests.pretrain.coupled_ranks RANK WORLD_SIZE RENDEZVOUS OUT`; every rank computes all cases in one
 start and rank 0 saves their results, summed or put together over ranks, in safetensors.
 """
 
@@ -20,16 +20,9 @@ from pretrain.collectives.gather import gather, gather_constant, world_size
 from pretrain.collectives.norms import couple_batch_norms
 from pretrain.objective import DataFacts
 from pretrain.objectives import build
+from tests.networks import HEAD, RESNET
 
 NUM_ROWS = 16
-RESNET = {
-    "architecture": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
-HEAD = {"hidden_size": 16, "output_size": 8}
 SIMCLR = {"name": "info_nce", "encoder": RESNET, "projector": HEAD}
 MOCO = {**SIMCLR, "predictor": HEAD, "target_momentum": 0.99, "queue_size": 24}
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,24 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.collectives.gather import gather, gather_constant, rank, world_size
+from tests.conftest import ROOT
+from tests.pretrain.coupled_ranks import all_cases
 
-SCRIPT = Path(__file__).with_name("coupled_ranks.py")
 pytestmark = pytest.mark.timeout(600)  # six processes import transformers, on however few cores
 CASES = ("gather", "norm", "simclr", "moco")
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coupled_ranks", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Tensor]:
-    found: dict[str, Tensor] = script().all_cases(0)
-    return found
+    return all_cases(0)
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -42,8 +31,8 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(own), *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", "tests.pretrain.coupled_ranks", str(own), *arguments],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for own in range(ranks)
     ]  # fmt: skip

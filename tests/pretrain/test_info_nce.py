@@ -21,15 +21,9 @@ from pretrain.objective import DataFacts
 from pretrain.objectives import build
 from pretrain.objectives.info_nce import InfoNCE
 from pretrain.shaping.info_nce import Candidates, info_nce
+from tests.networks import HEAD, RESNET
 
 FACTS = DataFacts(channels=1, image_size=(12, 12))
-RESNET = {
-    "architecture": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
 VIT = {
     "architecture": "vit",
     "patch_size": 4,
@@ -38,7 +32,6 @@ VIT = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
-HEAD = {"hidden_size": 16, "output_size": 8}
 
 
 def objective(**changes: Any) -> InfoNCE:
