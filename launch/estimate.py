@@ -113,6 +113,8 @@ def lines(
     seconds = train.global_batch / rate
     if data.assumed:
         yield f"assumed      no data here: {data.assumed}; data.path=FOLDER takes a packed set's"
+    if not cluster.gpus_per_node:
+        yield "assumed      this cluster has no GPUs; reckoned as if each rank had one as `hardware` describes"
     yield f"parameters   {work.trained:,} trained, {work.frozen:,} others; {work.flops_per_sample:.3g} FLOPs a sample"
     yield f"ranks        {ranks:,} on {cluster.nodes:,} node(s)"
     yield f"steps        {steps:,} of {train.global_batch:,} samples"
