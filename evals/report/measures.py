@@ -14,6 +14,9 @@ PHRASES = (
     (re.compile(r"^weighted@k(\d+)$"), r"top-1, \1 weighted neighbours"),
     (re.compile(r"^top1@all$"), "top-1, all labels"),
     (re.compile(r"^top1@(\d+)$"), r"top-1, \1 labels a class"),
+    (re.compile(r"^bleu$"), "BLEU"),
+    (re.compile(r"^chrf$"), "chrF++"),
+    (re.compile(r"^round_trip_bleu$"), "BLEU of the references through the tokenizer"),
 )
 EVALS = {"knn": "k\N{NON-BREAKING HYPHEN}NN", "linear_probe": "linear probe"}
 

@@ -17,6 +17,8 @@ from evals.report.forecasting import MEASURES, PUBLISHED_MEASURES, forecasting_o
 from evals.report.pictures import PAGE_BYTES, SketchFigure, sketch_figures
 from evals.report.record import RunRecord
 from evals.report.timeline import timeline
+from evals.report.translating import PUBLISHED as PUBLISHED_TRANSLATIONS
+from evals.report.translating import translating_of
 from evals.report.verdict import verdict
 
 HERE = Path(__file__).parent
@@ -81,6 +83,7 @@ def page(runs: Sequence[RunRecord]) -> str:
         controls=list(judging.CONTROLS.values()),
         judging_charts=judging.progress(runs),
         forecast_measures=list(MEASURES.values()),
+        translation_published=PUBLISHED_TRANSLATIONS,
         forecast_published=[MEASURES[name] for name in PUBLISHED_MEASURES],
     )
 
@@ -94,6 +97,7 @@ def _run(run: RunRecord, room_bytes: int) -> Mapping[str, Any]:
         "sketches": _by_name(sketch_figures(run, room_bytes)),
         "closeup": closeup_of(run),
         "forecasting": forecasting_of(run, room_bytes),
+        "translating": translating_of(run, room_bytes),
         "attempts": life.attempt_rows(run),
         "lost": life.lost(run),
         "timeline": timeline(run),

@@ -38,6 +38,7 @@ class Judgement:
         digest: of protocol, settings and data; names what may be compared.
         pictures: PNG files by name, perhaps gone.
         animations: WebP files by name, perhaps gone.
+        details: plain data, of any shape.
     """
 
     eval_name: str
@@ -50,6 +51,7 @@ class Judgement:
     digest: str
     pictures: Mapping[str, Path] = field(default_factory=dict)
     animations: Mapping[str, Path] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> tuple[str, str, str]:
@@ -258,6 +260,7 @@ def _judgement(path: Path) -> Judgement | None:
         digest=digest,
         pictures=_files(result.get("pictures"), path.parent / "pictures"),
         animations=_files(result.get("animations"), path.parent / "pictures"),
+        details=_mapping(result.get("details")),
     )
 
 
