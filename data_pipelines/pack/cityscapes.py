@@ -168,12 +168,12 @@ class _Survey:
 def _split(name: str, snippets: list[Snippet], config: Config) -> Split:
     ordered = [snippets[place] for place in shuffled([snippet.key for snippet in snippets], config.seed)]
     survey = _Survey(ordered)
-    height = config.height or 1024
+    _, (height, width) = _frame(ordered[0].frames[0], config)
     return Split(
         name=name,
         samples=_samples(ordered, survey, config),
         num_samples=len(ordered),
-        num_bytes=int(BYTES_A_PIXEL * 2 * height * height * sum(len(snippet.frames) for snippet in ordered)),
+        num_bytes=int(BYTES_A_PIXEL * height * width * sum(len(snippet.frames) for snippet in ordered)),
         describe=survey.describe,
         classes=CLASSES if ordered[0].labels else None,
     )

@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from data_pipelines.base import UserError
 from data_pipelines.views.image import Box, resize
 
-BYTES_A_PIXEL = 0.25
+BYTES_A_PIXEL = 0.35
 """About what a JPEG of a street takes; only to see beforehand whether the disk holds the set."""
 
 

@@ -3,10 +3,11 @@
     thalweg data pack video ~/videos data/videos snippet_frames=30 height=128
     thalweg data pack video ~/camvid-15hz data/camvid snippet_frames=15 stride=5 frames_per_second=15 val_fraction=0
 
-IN holds one folder a video, or is one itself. A video's frames lie in its folder, or in `images` beside `labels`, whose
-PNGs have the frames' names; frames follow each other as their names sort. `classes.json`, in IN or in the video's
-folder, names what the label maps hold: {"classes": [...], "colours": [[r, g, b], ...], "ignore": number,
-"cityscapes_train_id": [...]}. Files (.mp4 and others) are decoded by OpenCV, as far as its build knows their codec.
+IN holds one folder a video, at any depth, or is one itself. A video's frames lie in its folder, or in `images` beside
+`labels`, whose PNGs have the frames' names; frames follow each other as their names sort. `classes.json`, in IN or in
+the video's folder, names what the label maps hold: {"classes": [...], "colours": [[r, g, b], ...], "ignore": number,
+"cityscapes_train_id": [...]}. Files (.mp4 and others) are decoded by OpenCV, as far as its build knows their codec; the
+wheels on PyPI carry FFmpeg's decoders: H.264, HEVC, VP9, MPEG-4, MJPEG.
 """
 
 from __future__ import annotations
@@ -99,18 +100,13 @@ def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> l
     """All videos of IN, files decoded into `scratch`."""
     if not given.exists():
         raise UserError(f"data pack video: {given} does not exist")
-    if given.is_file():
-        return [_decoded(given, scratch, config, progress)]
-    found = _video_in(given, config)
-    if found is not None:
-        return [found]
     videos = []
-    for path in sorted(given.iterdir()):
+    for path in _places(given):
+        name = key_of(str(path.relative_to(given).with_suffix("")) if path != given else path.resolve().stem)
         if path.is_dir():
-            video = _video_in(path, config)
-            videos += [] if video is None else [video]
-        elif path.suffix[1:].lower() in FILES:
-            videos.append(_decoded(path, scratch, config, progress))
+            videos.append(_with_labels(name, path, config))
+        else:
+            videos.append(_decoded(name, path, scratch / str(len(videos)), config, progress))
     if not videos:
         raise UserError(
             f"data pack video: no videos in {given}: want folders of frames (.{', .'.join(IMAGE_FIELDS)}), or files "
@@ -119,19 +115,30 @@ def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> l
     return videos
 
 
-def _video_in(folder: Path, config: Config) -> Video | None:
-    """The video whose frames a folder holds."""
+def _places(given: Path) -> Iterator[Path]:
+    """Folders of frames and video files, at any depth, in a fixed order."""
+    if given.is_dir() and not _frames(given):
+        for path in sorted(given.iterdir()):
+            yield from _places(path)
+    elif given.is_dir() or given.suffix[1:].lower() in FILES:
+        yield given
+
+
+def _frames(folder: Path) -> tuple[Path, ...]:
     images = folder / "images" if (folder / "images").is_dir() else folder
-    frames = tuple(sorted(path for path in images.iterdir() if path.suffix[1:].lower() in IMAGE_FIELDS))
-    if not frames:
-        return None
+    return tuple(sorted(path for path in images.iterdir() if path.suffix[1:].lower() in IMAGE_FIELDS))
+
+
+def _with_labels(name: str, folder: Path, config: Config) -> Video:
+    """The video whose frames a folder holds."""
+    frames = _frames(folder)
     there = {path.stem: path for path in (folder / "labels").glob("*.png")} if config.labels else {}
     labels = {number: there[path.stem] for number, path in enumerate(frames) if path.stem in there}
-    return Video(key_of(folder.resolve().name), frames, labels)
+    return Video(name, frames, labels)
 
 
-def _decoded(path: Path, scratch: Path, config: Config, progress: Progress) -> Video:
-    """The frames of a video file, as JPEGs in a folder of their own."""
+def _decoded(name: str, path: Path, folder: Path, config: Config, progress: Progress) -> Video:
+    """The frames of a video file, as JPEGs in a new folder."""
     import cv2  # takes half a second to import, and frame folders do without it
 
     reader = cv2.VideoCapture(str(path))
@@ -140,7 +147,6 @@ def _decoded(path: Path, scratch: Path, config: Config, progress: Progress) -> V
             f"data pack video: OpenCV cannot decode {printable(str(path))}; convert it (ffmpeg -i IN -c:v libx264 "
             f"OUT.mp4), or unpack its frames into a folder"
         )
-    folder = scratch / key_of(path.name)
     folder.mkdir()
     frames: list[Path] = []
     expected = max(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
@@ -155,7 +161,7 @@ def _decoded(path: Path, scratch: Path, config: Config, progress: Progress) -> V
     reader.release()
     if not frames:
         raise UserError(f"data pack video: {printable(str(path))} holds no frame that OpenCV can decode")
-    return Video(key_of(path.stem), tuple(frames), {}, round(pace, 3) or None)
+    return Video(name, tuple(frames), {}, round(pace, 3) or None)
 
 
 def _pace(videos: Sequence[Video]) -> float | None:
