@@ -19,13 +19,15 @@ SPECIAL = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4, **{f"sentinel:{n}"
 TEXT = {"masked_lm", "causal_lm", "denoising_seq2seq"}
 IMAGENET = DataFacts(channels=3)
 MNIST = DataFacts(channels=1, image_size=(28, 28))
+KINETICS = DataFacts(channels=3, frames=64)
+DRIVING = DataFacts(channels=3, image_size=(128, 256), frames=30, frames_per_second=17.0, label_frames=(19,))
 RUNS_HERE = [name for name in recipe_names() if name.endswith(("_debug", "_small"))]
 PUBLISHED = {
     # encoder millions by the paper: MAE 2111.06377 (ViT 2010.11929 table 1), MoCo v3 2104.02057 table 1,
-    # He 2016 (25.6 with a classifier of 2.05), BERT 1810.04805, RoBERTa 1907.11692, T5 1910.10683, OPT 2205.01068;
+    # He 2016 (25.6 with a classifier of 2.05), VideoMAE 2203.12602, BERT 1810.04805, RoBERTa 1907.11692, T5 1910.10683, OPT 2205.01068;
     # by their released weights: BART base 140, mBART 611 (the paper says 680), OPT "350M" 331
     "mae_vitb16": 86, "mae_vitl16": 304, "mae_vith14": 632, "moco_v3_vits16": 22, "moco_v3_vitb16": 86,
-    "simclr_resnet50": 23.5, "bert_base": 110, "bert_large": 335, "roberta_base": 125,
+    "simclr_resnet50": 23.5, "videomae_vitb16": 86, "bert_base": 110, "bert_large": 335, "roberta_base": 125,
     "bart_base": 140, "mbart": 611, "t5_base": 220, "opt_125m": 125, "opt_350m": 331, "opt_1.3b": 1300,
     "opt_2.7b": 2700, "opt_6.7b": 6700, "opt_13b": 13_000, "opt_30b": 30_000, "opt_66b": 66_000, "opt_175b": 175_000,
 }  # fmt: skip
@@ -42,6 +44,8 @@ OPT = {
 
 def facts_of(name: str) -> DataFacts:
     objective = load_recipe(name).objective
+    if objective["name"] == "mae_video" or "frame_distance" in objective:
+        return DRIVING if name in RUNS_HERE else KINETICS
     if objective["name"] not in TEXT:
         return MNIST if name in RUNS_HERE else IMAGENET
     architecture = objective.get("network", objective.get("encoder"))["architecture"]
@@ -141,5 +145,5 @@ def test_recipes_for_here_are_small_and_drawn_for_real(name: str) -> None:
     assert millions(objective) < 3
     assert all(parameter.isfinite().all() for parameter in objective.parameters())
     recipe = load_recipe(name)
-    assert recipe.data.mixture()[0].path in {"data/mnist/train", "data/text/train"}
-    assert recipe.data.validation in {"data/mnist/val", "data/text/val"}
+    assert recipe.data.mixture()[0].path in {"data/mnist/train", "data/text/train", "data/driving/train"}
+    assert recipe.data.validation in {"data/mnist/val", "data/text/val", "data/driving/val"}
