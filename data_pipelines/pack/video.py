@@ -13,6 +13,7 @@ wheels on PyPI carry FFmpeg's decoders: H.264, HEVC, VP9, MPEG-4, MJPEG.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -102,7 +103,8 @@ def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> l
         raise UserError(f"data pack video: {given} does not exist")
     videos = []
     for path in _places(given):
-        name = key_of(str(path.relative_to(given).with_suffix("")) if path != given else path.resolve().stem)
+        place = path.resolve().name if path == given else str(path.relative_to(given))
+        name = key_of(place if path.is_dir() else str(Path(place).with_suffix("")))
         if path.is_dir():
             videos.append(_with_labels(name, path, config))
         else:
@@ -112,6 +114,9 @@ def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> l
             f"data pack video: no videos in {given}: want folders of frames (.{', .'.join(IMAGE_FIELDS)}), or files "
             f"(.{', .'.join(FILES)})"
         )
+    uses = Counter(video.name for video in videos)
+    if twice := [name for name, count in uses.items() if count > 1]:
+        raise UserError(f"data pack video: {few(twice)} is the name of two videos below {given}; rename one")
     return videos
 
 
