@@ -19,6 +19,7 @@ from data_pipelines.index import SUFFIX, Index, payload_digest, read_index
 from data_pipelines.indexer import index_tar, write_index
 from data_pipelines.shards import MANIFEST, Dataset, Manifest, read_manifest, shard_of
 from data_pipelines.storage import Reader, exists, join, local_path, open_reader
+from data_pipelines.texts import tokens_of
 
 DECODED_SAMPLES = 1000
 """Images decoded unless all are asked for, spread evenly over the set."""
@@ -47,13 +48,14 @@ class Finding:
 
 @dataclass
 class Report:
-    """What was found; `labels` counts samples by class number."""
+    """What was found; `labels` counts samples by class number, `tokens` those of text, without padding."""
 
     path: str
     samples: int = 0
     bytes: int = 0
     shards: int = 0
     decoded: int = 0
+    tokens: int = 0
     labels: Counter[int] = field(default_factory=Counter)
     classes: tuple[str, ...] | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -72,6 +74,8 @@ class Report:
         lines = [f"{self.path}: {self.samples} samples, {self.shards} shards, {self.bytes / 1e6:.1f} MB"]
         if self.decoded:
             lines.append(f"images decoded: {self.decoded}")
+        if self.tokens:
+            lines.append(f"tokens: {self.tokens}")
         if self.labels:
             lines.append(f"labels: {self._histogram()}")
         lines += [f"{finding.kind}: {finding.text}" for finding in self.findings]
@@ -224,6 +228,9 @@ class _Scan:
 
     def conclude(self) -> None:
         """Findings about the set as a whole."""
+        counted = self._dataset.manifest.facts.tokens
+        if counted not in (None, self._report.tokens) and not self._report.damaged:
+            self._report.add("damage", f"the set holds {self._report.tokens} tokens, its manifest says {counted}")
         hashes = np.sort(np.concatenate(self._key_hashes)) if self._key_hashes else np.zeros(0, np.uint64)
         repeated = int((hashes[1:] == hashes[:-1]).sum())
         if repeated:
@@ -267,6 +274,7 @@ class _Scan:
                 if self._report.samples % self._every == 0 and image_field(sample.fields) is not None:
                     decode_image(image_bytes(sample))
                     self._report.decoded += 1
+                self._report.tokens += sum(map(len, tokens_of(sample, self._dataset.manifest.facts).values()))
             except SampleError as error:
                 self._report.add("damage", f"shard {file}, sample {sample.key!r}: {error.reason}")
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,10 @@ from data_pipelines.base import SampleError, UserError
 from data_pipelines.batch import Sample
 from data_pipelines.decode import decode_image, decode_label, image_bytes, image_field
 from data_pipelines.shards import Dataset
+from data_pipelines.views import Draw, View
+
+if TYPE_CHECKING:
+    from data_pipelines.texts import Words
 
 CELL = 96
 """Pixels a side of one picture of the sheet, with its margin."""
@@ -32,15 +37,29 @@ def first_samples(dataset: Dataset, count: int) -> Iterator[Sample]:
             count -= 1
 
 
-def describe(dataset: Dataset, count: int) -> Iterator[str]:
-    """One line a sample: key, fields with sizes, class."""
-    for sample in first_samples(dataset, count):
+def describe(dataset: Dataset, count: int, view: View | None = None) -> Iterator[str]:
+    """One line a sample: key, fields with sizes, class; below it packed text in words, as `view` shows it if given."""
+    words_of = _words_of(dataset)
+    for position, sample in enumerate(first_samples(dataset, count)):
         fields = ", ".join(f"{name} {len(data)} B" for name, data in sample.fields.items())
         label = decode_label(sample)
         names = dataset.classes or ()
         known = label is not None and label < len(names)
         words = "" if label is None else f"; class {label}" + (f" {names[label]!r}" if known else "")
         yield f"{sample.key!r}: {fields}{words}"
+        if words_of is not None:
+            yield from (f"  {line}" for line in words_of.lines(sample, view, Draw(0, position)))
+
+
+def _words_of(dataset: Dataset) -> Words | None:
+    if dataset.manifest.facts.vocabulary_size is None:
+        return None
+    from data_pipelines.texts import Words
+
+    try:
+        return Words(dataset)
+    except FileNotFoundError:
+        return None
 
 
 def contact_sheet(dataset: Dataset, count: int, out: Path) -> None:

@@ -9,9 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.base import UserError, apply_overrides
+from data_pipelines.pack import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from data_pipelines.shards import Dataset
+    from data_pipelines.views import View
 
 PLAIN_LINE_EVERY_S = 10.0
 _OVERRIDE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
@@ -24,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
 
     pack = _add(commands, "pack", "write shards, indexes and a manifest from a source", run_pack)
     pack.usage = "thalweg data pack SOURCE [IN] OUT [key=value ...] [--val-fraction SHARE]"
-    pack.add_argument("source", metavar="SOURCE", help="imagefolder, fashion_mnist, mnist or text")
+    pack.add_argument("source", metavar="SOURCE", help=", ".join(SOURCES))
     pack.add_argument("rest", nargs="+", metavar="[IN] OUT key=value", help="where from, where to, settings")
     pack.add_argument("--val-fraction", metavar="SHARE", help="share held out as the split val; same as val_fraction=")
 
@@ -40,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
     show.add_argument("path", help="a packed folder, or a folder, glob or file of tars")
     show.add_argument("--out", metavar="SHEET.png", help="contact sheet of the first images")
     show.add_argument("--count", type=int, default=16, help="samples to show (16)")
+    show.add_argument("--recipe", metavar="RECIPE", help="show text as this recipe's objective sees it")
 
     plan = _add(
         commands, "plan", "steps, ranks, reads and shuffling of a recipe's data, before anything runs", run_plan
@@ -106,7 +111,7 @@ def run_show(arguments: argparse.Namespace) -> int:
 
     dataset = Dataset.open(arguments.path)
     print(_line(dataset))
-    for line in describe(dataset, arguments.count):
+    for line in describe(dataset, arguments.count, _view(arguments.recipe, dataset) if arguments.recipe else None):
         print(f"  {line}")
     if arguments.out:
         contact_sheet(dataset, arguments.count, Path(arguments.out))
@@ -138,7 +143,19 @@ def run_plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _line(dataset: Any) -> str:
+def _view(recipe: str, dataset: Dataset) -> View:
+    """What the recipe's objective wants of a sample; its network takes no memory."""
+    import torch
+
+    from pretrain.config import load_recipe
+    from pretrain.objectives import build
+    from pretrain.sources import data_facts
+
+    with torch.device("meta"):
+        return build(load_recipe(recipe).objective, data_facts(dataset), seed=0).view
+
+
+def _line(dataset: Dataset) -> str:
     facts = dataset.facts()
     size = facts["image_size"]
     words = [f"{dataset.num_samples} samples in {len(dataset.shard_sizes)} shards"]
@@ -151,6 +168,10 @@ def _line(dataset: Any) -> str:
         words.append(f"images {f'{size[0]} x {size[1]}' if size else 'of several sizes'}, {facts['channels']} channels")
     if facts["row_tokens"]:
         words.append(f"rows of {facts['row_tokens']} tokens, vocabulary {facts['vocabulary_size']}")
+    if facts["tokens"]:
+        words.append(f"{facts['tokens']} tokens")
+    if facts["languages"] or facts["language"]:
+        words.append(", ".join(facts["languages"] or [facts["language"]]))
     if dataset.classes:
         words.append(f"{len(dataset.classes)} classes")
     return f"{dataset.path}: {'; '.join(words)}; digest {dataset.digest}"

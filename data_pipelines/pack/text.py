@@ -3,11 +3,11 @@
     thalweg data pack text books/ data/books vocabulary_size=8192 row_tokens=128
 
 IN is a text file (`.txt`), JSON lines, Parquet (all but that gzipped or not), a folder of these, a folder saved by
-`datasets`, or `hub:NAME`. Documents follow one another in rows of fixed length: each row begins with [CLS], or with the
-token of `language` where it is given; each document ends with [SEP], a long one goes on in the next row. A sample is one
-row: `tokens.npy`; `segments.npy`, which numbers the row's documents from 1 (0 is padding), so that attention can keep
-them apart; and `marks.npy`, bits for tokens that begin a word (1) or a sentence (2). The tokenizer is one you name, or
-is trained on the training documents; it is saved in the set.
+`datasets`, or `hub:NAME`. Documents follow one another in rows of fixed length: each row begins with [CLS], or with
+the token of `language` where it is given; each document ends with [SEP], a long one goes on in the next row. A sample
+is one row: `tokens.npy`; `segments.npy`, which numbers the row's documents from 1 (0 is padding), so that attention
+can keep them apart; and `marks.npy`, bits for tokens that begin a word (1) or a sentence (2). The tokenizer is one you
+name, or is trained on the training documents; it is saved in the set.
 """
 
 from __future__ import annotations
