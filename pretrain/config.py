@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data_pipelines.base import Strict, UserError, apply_overrides, did_you_mean, digest_of, parse
 from data_pipelines.storage import Storage
@@ -30,8 +30,8 @@ class Data(Strict):
     """A packed set; for mixtures use `sources`."""
     sources: tuple[Source, ...] = ()
     temperature: float | None = Field(None, gt=0)
-    """Weights are multiplied by the sources' samples to the power of 1 / temperature: 1 draws every sample alike often,
-    more favours small sources; unset, size plays no part."""
+    """Instead of weights: a source's share is its size to the power of 1 / temperature, tokens where all sources count
+    them, else samples. 1 draws as there is, more favours small sources. Source: Conneau 2019, arXiv:1911.02116, 3.1."""
     validation: str | None = None
     """Packed set whose loss is measured at `validation.every` steps."""
     num_lanes: int | None = Field(None, gt=0)
@@ -46,6 +46,12 @@ class Data(Strict):
     storage: Storage = Storage()
     max_quarantined: float = Field(0.001, ge=0, le=1)
     """Share of samples that may be unreadable before the run stops (the first 10 are free)."""
+
+    @model_validator(mode="after")
+    def _has_weights_or_temperature(self) -> Self:
+        if self.temperature is not None and any(source.weight != 1 for source in self.sources):
+            raise ValueError("temperature sets the weights; give temperature or weights, not both")
+        return self
 
     def mixture(self) -> tuple[Source, ...]:
         """The sources, whichever way they were written."""

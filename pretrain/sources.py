@@ -36,6 +36,13 @@ class Sources:
         """Samples over all training sets."""
         return sum(dataset.num_samples for dataset in self.datasets)
 
+    @property
+    def tokens_per_sample(self) -> float | None:
+        """On average in the mixture, without padding where the sets count that; None where one holds no text."""
+        tokens = [_tokens_per_sample(dataset) for dataset in self.datasets]
+        known = [count * lanes for count, lanes in zip(tokens, self.lanes, strict=True) if count is not None]
+        return sum(known) / self.num_lanes if len(known) == len(tokens) else None
+
     def order(self, recipe: Recipe, segments: Sequence[Mapping[str, Any]] = (), position: int = 0) -> Order:
         """The order of a run's whole life.
 
@@ -92,13 +99,19 @@ def open_sources(recipe: Recipe) -> Sources:
         raise UserError(f"recipe {recipe.name}: no data; set data.path=FOLDER (made by `thalweg data pack`)")
     num_lanes = recipe.data.num_lanes or default_lanes(recipe.train.global_batch)
     datasets = _named_apart([Dataset.open(source.path, storage=recipe.data.storage) for source in mixture])
-    weights = [source.weight for source in mixture]
     if recipe.data.temperature is not None:
-        sizes = [dataset.num_samples for dataset in datasets]
-        weights = [w * size ** (1 / recipe.data.temperature) for w, size in zip(weights, sizes, strict=True)]
+        weights = [size ** (1 / recipe.data.temperature) for size in sizes(datasets)]
+    else:
+        weights = [source.weight for source in mixture]
     lanes = allot_lanes(weights, num_lanes)
     validation = Dataset.open(recipe.data.validation, storage=recipe.data.storage) if recipe.data.validation else None
     return Sources(tuple(datasets), validation, num_lanes, tuple(lanes))
+
+
+def sizes(datasets: Sequence[Dataset]) -> list[int]:
+    """Tokens of each set where all of them count tokens, else samples."""
+    tokens = [dataset.manifest.facts.tokens for dataset in datasets]
+    return [count for count in tokens if count] if all(tokens) else [dataset.num_samples for dataset in datasets]
 
 
 def total_steps(recipe: Recipe, num_samples: int) -> int:
@@ -133,6 +146,11 @@ def data_facts(dataset: Dataset) -> DataFacts:
         frames_per_second=facts.frames_per_second,
         label_frames=facts.label_frames,
     )
+
+
+def _tokens_per_sample(dataset: Dataset) -> float | None:
+    facts = dataset.manifest.facts
+    return facts.row_tokens if facts.tokens is None else facts.tokens / dataset.num_samples
 
 
 def _without_languages(facts: DataFacts) -> DataFacts:

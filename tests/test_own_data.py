@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForMaskedLM
 
+from data_pipelines.shards import Dataset
 from pretrain.run.directory import RunDirectory
 from tests.river import finish, losses, newest_result, rank_processes, start, steps_done, thalweg, until
 
@@ -71,6 +72,11 @@ def test_own_text_is_packed_pretrained_through_a_kill_reported_and_exported(tmp_
     assert len(run.attempts()) == 2
     assert sorted(losses(run)) == list(range(1, 21))
     assert losses(run)[20] < losses(run)[1]
+    packed = Dataset.open("essays/train").manifest.facts
+    assert run.info()["facts"]["tokenizer_digest"] == packed.tokenizer_digest
+    samples, last = 20 * run.recipe().train.global_batch, run.metrics()[-1]
+    assert last["tokens"] == pytest.approx(samples * packed.tokens / run.info()["samples"])
+    assert last["tokens_per_s"] > last["samples_per_s"]
     assert "are exactly what the order says" in thalweg("runs", "verify", str(run.root))
     thalweg("report", str(run.root))
     assert "masked_lm" in (run.root / "report.html").read_text()

@@ -52,9 +52,30 @@ def test_sets_of_several_tokenizers_do_not(tmp_path):
         sources_of(one, other).facts()
 
 
-@pytest.mark.parametrize(("temperature", "lanes"), [(None, (8, 8)), (1.0, (15, 1)), (2.0, (13, 3)), (1e9, (8, 8))])
-def test_a_temperature_draws_small_sources_more_often(tmp_path, temperature, lanes):
-    large, small = packed(tmp_path / "large", count=240), packed(tmp_path / "small", count=16)
-    assert sources_of(large, small, temperature=temperature).lanes == lanes
-    threefold = {"path": small, "weight": 3.0}
-    assert sources_of(large, threefold, temperature=2.0).lanes == (9, 7)  # 15.5 to 3 times 4
+def test_temperature_draws_in_proportion_to_a_root_of_size(tmp_path):
+    large, small = packed(tmp_path / "large", 90), packed(tmp_path / "small", 10)
+    assert sources_of(large, small).lanes == (8, 8)
+    assert sources_of(large, small, temperature=1.0).lanes == (14, 2)
+    assert sources_of(large, small, temperature=2.0).lanes == (12, 4)  # 3 : 1
+    assert sources_of(large, small, temperature=1e9).lanes == (8, 8)
+
+
+def test_size_is_counted_in_tokens_where_all_sets_count_them(tmp_path):
+    large, small = packed(tmp_path / "large", 10, tokens=900), packed(tmp_path / "small", 90, tokens=100)
+    assert sources_of(large, small, temperature=2.0).lanes == (12, 4)
+    silent = packed(tmp_path / "silent", 90)
+    assert sources_of(large, silent, temperature=2.0).lanes == (4, 12)
+
+
+def test_temperature_and_weights_exclude_each_other(tmp_path):
+    path = packed(tmp_path / "a")
+    with pytest.raises(UserError, match="temperature or weights, not both"):
+        sources_of({"path": path, "weight": 2.0}, temperature=2.0)
+    assert sources_of({"path": path, "weight": 1.0}, temperature=2.0).lanes == (16,)  # as config.yaml writes it
+
+
+def test_tokens_of_a_sample_are_the_mixtures_mean(tmp_path):
+    long, short = packed(tmp_path / "long", 10, tokens=100), packed(tmp_path / "short", 10, tokens=20)
+    assert sources_of({"path": long, "weight": 3.0}, {"path": short, "weight": 1.0}).tokens_per_sample == 8
+    assert sources_of(long, packed(tmp_path / "rows", 10, row_tokens=6)).tokens_per_sample == 8
+    assert sources_of(long, packed(tmp_path / "images", 10)).tokens_per_sample is None
