@@ -15,7 +15,8 @@ from evals.segmentation_forecasting.training import Material
 from evals.segmentation_forecasting.windows import AHEAD, SPACING, inputs, window
 
 STRIPS = 3
-TILE_WIDTH = 200
+STRIP_TILE, ANIMATION_TILE = 128, 320
+"""Pixels that a frame's width is magnified to, by whole numbers."""
 GAP = 4
 HEADING = 16
 RIGHT, WRONG, UNJUDGED = (236, 236, 232), (200, 40, 30), (120, 120, 120)
@@ -59,7 +60,7 @@ def _row(
     for who in dict.fromkeys(("copy", "warp", shown)):
         tiles.append((who, overlay(frame, _labels(found[f"{who}.{term}"]), material)))
     tiles.append((f"errors of {shown}", errors(truth, _labels(found[f"{shown}.{term}"]))))
-    return beside(tiles)
+    return beside(tiles, STRIP_TILE)
 
 
 def _animation(
@@ -78,7 +79,8 @@ def _animation(
         copied, foretold = (held, _labels(stages[ahead - 1])) if ahead > 0 else (seen, seen)
         when = f"{number - last} ahead" if ahead > 0 else "seen"
         named = (("segmenter", seen), ("copy", copied), (shown, foretold))
-        frames.append(beside([(f"{who}, {when}", overlay(frame, labels, material)) for who, labels in named]))
+        tiles = [(f"{who}, {when}", overlay(frame, labels, material)) for who, labels in named]
+        frames.append(beside(tiles, ANIMATION_TILE))
     return np.stack(frames)
 
 
@@ -98,10 +100,10 @@ def errors(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return picture
 
 
-def beside(tiles: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+def beside(tiles: Sequence[tuple[str, np.ndarray]], tile_width: int) -> np.ndarray:
     """Pictures of one size in a row, each under its name."""
     height, width = tiles[0][1].shape[:2]
-    zoom = max(1, round(TILE_WIDTH / width))
+    zoom = max(1, round(tile_width / width))
     height, width = zoom * height, zoom * width
     row = Image.new("RGB", (len(tiles) * (width + GAP) - GAP, HEADING + height + GAP), PAPER)
     pen, font = ImageDraw.Draw(row), ImageFont.load_default(12)

@@ -33,13 +33,13 @@ class ForecasterConfig(Strict):
 
     width: int = Field(32, gt=0)
     """Channels of the first layer; the paper's is 128."""
-    steps: int = Field(600, gt=0)
+    steps: int = Field(1000, gt=0)
     """Steps of each model; one that goes on from another has them again."""
     batch: int = Field(4, gt=0)
     """Patches a step."""
     patch: int = Field(64, ge=16, multiple_of=2)
     """Side of a patch in pixels; frames that are smaller are read whole."""
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)
     """Of Adam, falling to 0 along half a cosine; a tenth of it where a model goes on from another."""
     adversarial_weight: float = Field(0.05, ge=0)
     """Of the discriminator's word beside the two energies."""

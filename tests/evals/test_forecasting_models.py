@@ -79,7 +79,7 @@ def test_layers_are_those_of_the_paper():
 
 def test_a_forecaster_learns_motion_that_a_copy_misses(street):
     learnt, judged = street
-    forecaster = train("s2s", learnt, ForecasterConfig(width=8, steps=150, patch=32), {})
+    forecaster = train("s2s", learnt, ForecasterConfig(width=8, steps=150, patch=32, lr=3e-3), {})
     scores = judge(judged, None, {"s2s": forecaster}, "test")
     assert scores["s2s.short.iou_gt"] > scores["copy.short.iou_gt"] + 0.03
     assert scores["s2s.short.iou_mo_gt"] > scores["copy.short.iou_mo_gt"] + 0.03
