@@ -2,6 +2,7 @@
 
     config.json, model.safetensors   `AutoModel.from_pretrained(folder)`; networks of our own: `load_encoder(folder)`
     preprocessor_config.json         what an input needs before the network sees it, and where the weights come from
+    tokenizer.json                   of a text network, where its data still is: `AutoTokenizer.from_pretrained(folder)`
 
 An export is made on a CPU, reads only the encoder's part of the checkpoint, and appears whole or not at all.
 """
@@ -19,6 +20,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import torch
@@ -39,6 +41,7 @@ from pretrain.networks.vit import draw_vit
 from pretrain.objective import DataFacts, Encoder, Objective
 from pretrain.objectives import GROUP, build
 from pretrain.run.directory import RunDirectory
+from pretrain.tokenizer_files import tokenizer_files
 
 MANIFEST = "MANIFEST.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -116,7 +119,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
         staged = Path(staging) / "export"
-        write_encoder(encoder, origin, staged)
+        write_encoder(encoder, origin, staged, tokenizer_files(run))
         try:
             staged.rename(out)
         except OSError:  # another process was faster
@@ -171,12 +174,15 @@ def _persistent(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in tied}
 
 
-def write_encoder(encoder: Encoder, origin: Mapping[str, Any], folder: Path) -> None:
+def write_encoder(
+    encoder: Encoder, origin: Mapping[str, Any], folder: Path, beside: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
     """Write a network as an export.
 
     Args:
         origin: what `provenance` shall say of it.
         folder: to make.
+        beside: further files by name.
     """
     if isinstance(encoder.module, PreTrainedModel):
         with _quiet():
@@ -185,6 +191,8 @@ def write_encoder(encoder: Encoder, origin: Mapping[str, Any], folder: Path) -> 
         _write_own(encoder.module, folder)
     preprocessor = {**encoder.preprocessor, PROVENANCE: origin}
     (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())  # the folder's name must never stand over unwritten bytes
