@@ -45,6 +45,7 @@ EVALS = {
     "segmentation_forecasting": "evals.segmentation_forecasting",
     "linear_probe_mae": "evals.linear_probe_mae",
     "linear_probe_mocov3": "evals.linear_probe_mocov3",
+    "translation": "evals.translation",
 }
 GROUP = "thalweg.evals"
 """Entry-point group under which third parties register modules of theirs."""
