@@ -33,6 +33,8 @@ def deepspeed_config(
     zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": min(_BUCKET, trained)}
     if config.zero_stage >= 2:
         zero["overlap_comm"] = on_gpu
+    if config.zero_stage in (1, 2):
+        zero["contiguous_gradients"] = on_gpu  # a copy of each gradient, to keep an accelerator's memory in one piece
     if config.offload and on_gpu:  # on a CPU the state is where it would be put
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     settings: dict[str, Any] = {
