@@ -194,9 +194,9 @@ def _tokenized(
 ) -> Iterator[tuple[Pair, tuple[np.ndarray, ...]]]:
     """Each pair with the tokens of its sides, (n,) each, without blanks at the ends."""
     pairs, again = tee(pairs)
-    encoded = tokenizer.encode(text.strip() for pair in again for text in pair.texts)
+    tokens = tokenizer.tokens(text.strip() for pair in again for text in pair.texts)
     for pair in pairs:
-        yield pair, tuple(side.tokens for side in islice(encoded, sides))
+        yield pair, tuple(islice(tokens, sides))
 
 
 def _unknown(tokenizer: TextTokenizer, config: Config) -> tuple[str, ...]:

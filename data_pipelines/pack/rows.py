@@ -28,7 +28,6 @@ class Rows:
         self._start, self._end, self._pad = start, special["sep"], special["pad"]
         blank = np.zeros(row_tokens, token_type(vocabulary_size))
         self._row = {"tokens.npy": blank, "segments.npy": blank.astype("<u2"), "marks.npy": blank.astype("u1")}
-        self._headers = [npy(values)[: -values.nbytes] for values in self._row.values()]
         self._used = self._segment = self.tokens = 0
 
     def __len__(self) -> int:
@@ -72,8 +71,6 @@ class Rows:
     def _flush(self) -> None:
         for name, filler in zip(FIELDS, (self._pad, 0, 0), strict=True):
             self._row[name][self._used :] = filler
-        self._spool.add(
-            *(header + values.tobytes() for header, values in zip(self._headers, self._row.values(), strict=True))
-        )
+        self._spool.add(*map(npy, self._row.values()))
         self.tokens += self._used
         self._used = 0

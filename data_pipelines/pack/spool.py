@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import IO
 
 import numpy as np
@@ -43,8 +44,14 @@ class Spool:
 
 def npy(values: np.ndarray) -> bytes:
     """An array in NumPy's format."""
+    return _npy_header(values.dtype.str, values.shape) + values.tobytes()
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(kind: str, shape: tuple[int, ...]) -> bytes:
+    """Kept, for it takes NumPy longer than the few tokens of a sentence."""
     file = io.BytesIO()
-    np.lib.format.write_array(file, values, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
     return file.getvalue()
 
 

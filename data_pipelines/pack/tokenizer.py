@@ -28,6 +28,8 @@ PIECES_AT_ONCE = 4096
 CHARACTERS_AT_ONCE = 1 << 20
 SENTENCE_ENDS = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+|\s*\n\s*")
 """What lies between two sentences: an end with closing quotes and blanks (of an abbreviation too), or a line break."""
+LONGEST_END = 32
+"""Characters before a piece in which the end of a sentence is looked for."""
 
 
 def _language(value: Any) -> Any:
@@ -108,24 +110,35 @@ class TextTokenizer:
             "tokenizer_config.json": json.dumps(settings, indent=2, sort_keys=True).encode(),
         }
 
+    def tokens(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """(n,) int64 tokens of each text, in order. Names of special tokens in a text are plain words."""
+        for parts in self._encoded(texts, self.tokenizer.encode_batch_fast):
+            yield np.concatenate([np.array(encoding.ids, np.int64) for _, encoding in parts])
+
     def encode(self, texts: Iterable[str]) -> Iterator[Encoded]:
-        """Tokens of each text, in order; many short ones at once. Names of special tokens in a text are plain words."""
-        self.tokenizer.encode_special_tokens = True
-        pieces = (piece for number, text in enumerate(texts) for piece in _pieces(number, text))
-        encoded = (pair for group in _groups(pieces) for pair in zip(group, self._encode(group), strict=True))
-        for _, parts in groupby(encoded, key=lambda pair: pair[0].number):
+        """As `tokens`, with marks, for which the tokenizer has to follow the places of characters."""
+        for parts in self._encoded(texts, self.tokenizer.encode_batch):
             tokens, marks = zip(*map(self._marked, parts), strict=True)
             yield Encoded(np.concatenate(tokens), np.concatenate(marks))
 
-    def _encode(self, group: Sequence[_Piece]) -> list[Encoding]:
-        encoded: list[Encoding] = self.tokenizer.encode_batch([piece.text for piece in group], add_special_tokens=False)
-        return encoded
+    def _encoded(
+        self, texts: Iterable[str], encode: Callable[..., list[Encoding]]
+    ) -> Iterator[Iterator[tuple[_Piece, Encoding]]]:
+        """The pieces of each text; those of many short texts are tokenized at once."""
+        self.tokenizer.encode_special_tokens = True
+        groups = _groups(_Piece(number, text, *ends) for number, text in enumerate(texts) for ends in pieces_of(text))
+        encoded = (
+            pair
+            for group in groups
+            for pair in zip(group, encode([piece.text for piece in group], add_special_tokens=False), strict=True)
+        )
+        return (parts for _, parts in groupby(encoded, key=lambda pair: pair[0].number))
 
     def _marked(self, pair: tuple[_Piece, Encoding]) -> Encoded:
         piece, encoding = pair
         tokens = np.array(encoding.ids, np.int64)
         marks = self._word_starts(tokens, encoding) * np.uint8(BEGINS_WORD)
-        for place in piece.sentences:
+        for place in piece.sentence_starts():
             token = encoding.char_to_token(place)
             if token is not None:
                 marks[token] = BEGINS_WORD | BEGINS_SENTENCE
@@ -151,41 +164,44 @@ class TextTokenizer:
 
 
 class _Piece(NamedTuple):
-    """A stretch of text number `number`, and the places in it where sentences begin."""
+    """The stretch [begin, stop) of text number `number`, which is `whole`."""
 
     number: int
-    text: str
-    sentences: list[int]
+    whole: str
+    begin: int
+    stop: int
+
+    @property
+    def text(self) -> str:
+        return self.whole[self.begin : self.stop]
+
+    def sentence_starts(self) -> list[int]:
+        """Places in the piece where sentences begin."""
+        return [start - self.begin for start in sentence_starts(self.whole, self.begin, self.stop)]
 
 
-def sentence_starts(text: str) -> list[int]:
-    """Places of first characters, by `SENTENCE_ENDS`.
+def sentence_starts(text: str, begin: int, stop: int) -> list[int]:
+    """Places of first characters in [begin, stop), by `SENTENCE_ENDS`.
 
-    >>> sentence_starts('So it is. "Is it?" Pi is 3.14.')
+    >>> sentence_starts('So it is. "Is it?" Pi is 3.14.', 0, 30)
     [0, 10, 19]
     """
-    begins = [0, *(match.end() for match in SENTENCE_ENDS.finditer(text))]
-    return [begin for begin in begins if begin < len(text)]
+    matches = SENTENCE_ENDS.finditer(text, max(0, begin - LONGEST_END), stop)
+    starts = [0, *(match.end() for match in matches)]
+    return [start for start in starts if begin <= start < stop]
 
 
-def pieces_of(text: str) -> Iterator[tuple[int, str]]:
-    """(place, stretch) of a text: stretches of about `PIECE_CHARACTERS`, cut at blanks where there are some."""
-    start = 0
-    while start < len(text):
-        stop = start + PIECE_CHARACTERS
-        blank = text.rfind(" ", start + 1, stop) if stop < len(text) else -1
+def pieces_of(text: str) -> Iterator[tuple[int, int]]:
+    """[begin, stop) of stretches of about `PIECE_CHARACTERS`, cut at blanks where there are some; of nothing, one."""
+    begin = 0
+    while True:
+        stop = min(begin + PIECE_CHARACTERS, len(text))
+        blank = text.rfind(" ", begin + 1, stop) if stop < len(text) else -1
         stop = blank if blank > 0 else stop
-        yield start, text[start:stop]
-        start = stop
-
-
-def _pieces(number: int, text: str) -> Iterator[_Piece]:
-    starts = np.array(sentence_starts(text), np.int64)
-    for place, piece in pieces_of(text):
-        first, last = np.searchsorted(starts, [place, place + len(piece)])
-        yield _Piece(number, piece, (starts[first:last] - place).tolist())
-    if not text:
-        yield _Piece(number, "", [])
+        yield begin, stop
+        if stop == len(text):
+            return
+        begin = stop
 
 
 def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
@@ -193,7 +209,7 @@ def _groups(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
     characters = 0
     for piece in pieces:
         group.append(piece)
-        characters += len(piece.text)
+        characters += piece.stop - piece.begin
         if len(group) == PIECES_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
             yield group
             group, characters = [], 0
@@ -218,7 +234,7 @@ def obtain_tokenizer(
     more = [*map(language_token, languages), *(SENTINEL.format(number) for number in range(config.sentinels))]
 
     def pieces() -> Iterator[str]:
-        return (piece for text in texts() for _, piece in pieces_of(text))
+        return (text[begin:stop] for text in texts() for begin, stop in pieces_of(text))
 
     tokenizer = train(
         config.model,

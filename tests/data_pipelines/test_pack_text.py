@@ -143,6 +143,19 @@ def test_rows_count_their_tokens_and_mark_words_and_sentences(tmp_path):
     ]  # fmt: skip
 
 
+def test_pieces_of_a_long_text_change_neither_words_nor_sentences(tmp_path, monkeypatch):
+    text = "".join(f"{sentence(number)}{'. ' if number % 3 else '!  '}" for number in range(200))
+    (tmp_path / "a.txt").write_text(text)
+    config = {**CONFIG, "model": "bpe", "vocabulary_size": 400}
+    [whole] = pack("text", str(tmp_path / "a.txt"), tmp_path / "whole", config)
+    monkeypatch.setattr("data_pipelines.pack.tokenizer.PIECE_CHARACTERS", 40)
+    again = {**CONFIG, "tokenizer": whole.path}
+    [cut] = pack("text", str(tmp_path / "a.txt"), tmp_path / "cut", again)
+    assert cut.digest == whole.digest
+    marks = np.concatenate([marks for _, _, marks in marked_rows(cut)])
+    assert (marks & 2 > 0).sum() == 200
+
+
 def marked_rows(dataset):
     """(tokens, segments, marks), in the order of the text."""
     samples = [dataset.read(s, m) for s, size in enumerate(dataset.shard_sizes) for m in range(int(size))]

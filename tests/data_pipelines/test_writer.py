@@ -1,0 +1,18 @@
+import tarfile
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from data_pipelines.pack.writer import MAX_SIZE, NAME_BYTES, _header
+
+NAMES = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), min_size=1, max_size=NAME_BYTES + 5)
+
+
+@given(NAMES, st.integers(0, 2 * MAX_SIZE))
+@example("k" * NAME_BYTES, MAX_SIZE)
+@example("k" * (NAME_BYTES + 1), MAX_SIZE + 1)
+@example("ü", 0)
+def test_headers_are_those_of_tarfile(name, size):
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert _header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
