@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Forecasting:
-    """What the page shows of one run's newest judged checkpoint.
+    """What the page shows of one result.
 
     Attributes:
         terms: heading and rows of each term.
@@ -93,16 +93,20 @@ class Forecasting:
     animations: tuple[Picture, ...]
 
 
-def forecasting_of(run: RunRecord, room_bytes: int) -> Forecasting | None:
-    """The newest result; None where there is none.
+def forecastings_of(run: RunRecord, room_bytes: int) -> list[Forecasting]:
+    """The newest result of each data and settings.
 
     Args:
-        room_bytes: what its pictures may weigh.
+        room_bytes: what their pictures may weigh.
     """
-    found = [one for one in run.judgements if one.eval_name == EVAL]
-    if not found:
-        return None
-    newest = max(found, key=lambda one: one.step)
+    newest: dict[tuple[str, str, str], Judgement] = {}
+    for one in sorted(run.judgements, key=lambda one: one.step):
+        if one.eval_name == EVAL:
+            newest[one.kind] = one
+    return [_shown(run, one, room_bytes // len(newest)) for one in newest.values()]
+
+
+def _shown(run: RunRecord, newest: Judgement, room_bytes: int) -> Forecasting:
     strips, animations = [], []
     for name, path in newest.animations.items():
         picture = read_animation(path, f"{name} of run {run.name} as time goes by")

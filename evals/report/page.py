@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from data_pipelines.base import UserError, write_atomically
 from evals.report import curves, judging, life, provenance
 from evals.report.closeup import closeup_of
-from evals.report.forecasting import MEASURES, PUBLISHED_MEASURES, forecasting_of
+from evals.report.forecasting import MEASURES, PUBLISHED_MEASURES, forecastings_of
 from evals.report.pictures import PAGE_BYTES, SketchFigure, sketch_figures
 from evals.report.record import RunRecord
 from evals.report.timeline import timeline
@@ -96,7 +96,7 @@ def _run(run: RunRecord, room_bytes: int) -> Mapping[str, Any]:
         "verdict": verdict(run),
         "sketches": _by_name(sketch_figures(run, room_bytes)),
         "closeup": closeup_of(run),
-        "forecasting": forecasting_of(run, room_bytes),
+        "forecastings": forecastings_of(run, room_bytes),
         "translating": translating_of(run, room_bytes),
         "attempts": life.attempt_rows(run),
         "lost": life.lost(run),

@@ -86,8 +86,8 @@ def judge(
 
 
 def _is_idle(name: str) -> bool:
-    """The segmenter agrees with itself."""
-    return name.startswith("segmenter.") and name.endswith("_seg")
+    """The segmenter agrees with itself, and labels say nothing of it."""
+    return name.startswith(("segmenter.", "labels_copied.")) and name.endswith("_seg")
 
 
 def forecasts(

@@ -107,3 +107,13 @@ def test_a_page_with_forecasts_alone_does_not_say_that_nothing_was_judged(run):
     html = page([RunRecord.read(run)])
     assert "No eval has been run yet" not in html
     assert len(rows(html)) == 4
+
+
+def test_results_on_two_sets_are_both_shown(run):
+    (path,) = RunDirectory(run).evals.rglob("segmentation_forecasting-*.json")
+    tree = json.loads(path.read_text())
+    tree["data"] = {"test": {"name": "camvid"}}
+    path.with_name("segmentation_forecasting-fedcba9876543210.json").write_text(json.dumps(tree))
+    html = page([RunRecord.read(run)])
+    assert html.count('aria-label="Segmentation forecasts"') == 2
+    assert "Forecasts on camvid" in html and "Forecasts on driving-val" in html
