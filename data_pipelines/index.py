@@ -37,7 +37,7 @@ class Header(Strict):
     """What the index says of its shard as a whole."""
 
     version: Literal[1] = 1
-    shard_bytes: int = Field(ge=0)
+    shard_bytes: int = Field(ge=0, le=2**62)
     """Size of the tar."""
     shard_digest: str
     """xxh3_128 of the tar's bytes, hexadecimal."""
@@ -126,7 +126,6 @@ class Index:
 
     def _is_consistent(self) -> bool:
         """Whether every range lies inside its array or the shard, whoever wrote the index."""
-        ends = self.offsets + self.sizes
         try:
             self.key_bytes.tobytes().decode()
         except UnicodeDecodeError:
@@ -137,8 +136,18 @@ class Index:
             and _climbs(self.starts, len(self.offsets), 1)
             and _climbs(self.key_starts, len(self.key_bytes), 0)
             and np.all(self.field_ids < len(self.header.fields))
-            and np.all((self.offsets >= 0) & (self.sizes >= 0) & (ends <= self.header.shard_bytes))
-            and np.all(self.offsets[1:] >= ends[:-1])
+            and self._spans_are_sound()
+        )
+
+    def _spans_are_sound(self) -> bool:
+        """Members follow each other inside the shard, and no sample is larger than samples are."""
+        room = self.header.shard_bytes
+        if not np.all((self.offsets >= 0) & (self.offsets <= room) & (self.sizes >= 0) & (self.sizes <= room)):
+            return False  # also keeps the sums below from wrapping round
+        ends = self.offsets + self.sizes
+        spans = ends[self.starts[1:] - 1] - self.offsets[self.starts[:-1]]
+        return bool(
+            np.all(ends <= room) and np.all(self.offsets[1:] >= ends[:-1]) and np.all(spans <= MAX_SAMPLE_BYTES)
         )
 
 

@@ -16,6 +16,7 @@ MAX_MEMBERS = 2**21
 """Of a shard, second headers included: an index is made in memory."""
 MAX_HEADER_BYTES = 1 << 20
 MAX_NAME_BYTES = 4096
+_ZEROS = bytes(BLOCK)
 _SECOND_HEADERS = {b"x", b"X", b"g", b"L", b"K"}
 _BODILESS = {b"1", b"2", b"3", b"4", b"5", b"6"}  # links, devices, folders, pipes: no data follows
 
@@ -95,19 +96,25 @@ def members(stream: Stream) -> Iterator[Member | Damage]:
     """Walk a tar. The caller may read a member's bytes; the rest is skipped.
 
     Yields:
-        Members in file order, and `Damage` where something was left out. The walk ends at the end
-        mark, at the end of the file, or after `MAX_MEMBERS`.
+        Members in file order, and `Damage` where something was left out. The walk ends at the end of the file, or
+        after `MAX_MEMBERS`; an end mark before that may be a lost block, and is passed.
     """
     extra = _Extra()
     lost = False
+    end_mark: int | None = None
     for _ in range(MAX_MEMBERS):
         start = stream.tell()
         block = stream.take(BLOCK)
         if len(block) < BLOCK:
-            yield Damage(start, "the file ends without an end mark")
+            if end_mark is None:
+                yield Damage(start, "the file ends without an end mark")
             return
-        if not block.strip(b"\0"):
-            return
+        if block == _ZEROS:
+            end_mark = start if end_mark is None else end_mark
+            continue
+        if end_mark is not None:
+            yield Damage(end_mark, "an end mark, and more behind it")
+            end_mark = None
         header = _parse(block)
         if header is None:
             if not lost:

@@ -18,6 +18,7 @@ class LocalReader:
 
     def pread(self, offset: int, size: int) -> bytes:
         """See `Reader.pread`."""
+        size = min(size, max(self.size - offset, 0))  # the system would set memory aside for what is not there
         data = os.pread(self.descriptor, size, offset)
         while len(data) < size:  # Linux reads at most 2 GiB a call
             more = os.pread(self.descriptor, size - len(data), offset + len(data))
