@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from data_pipelines.storage.retry import persist
 from data_pipelines.storage.stores import Head, store_of
+
+Result = TypeVar("Result")
 
 
 class Remote:
@@ -19,7 +24,7 @@ class Remote:
 
     def head(self) -> Head:
         """Size and entity tag."""
-        return persist(lambda left_s: self._store.head(self._path, left_s), self._store.health, self._deadline_s)
+        return self._persist(self._store.head)
 
     def read(self, start: int, stop: int, tag: str) -> bytes:
         """Bytes [start, stop) of the content that `tag` names; after a break, from the byte where it came.
@@ -32,15 +37,15 @@ class Remote:
         """
         arrived = bytearray()
 
-        def go_on(left_s: float) -> None:
+        def go_on(path: str, left_s: float) -> None:
             before = len(arrived)
             try:
-                self._store.read(self._path, start + before, stop, tag, arrived, left_s)
+                self._store.read(path, start + before, stop, tag, arrived, left_s)
             finally:
                 if len(arrived) > before:
-                    self._store.health.answered()
+                    self._store.health.answered(path)
 
-        persist(go_on, self._store.health, self._deadline_s)
+        self._persist(go_on)
         return bytes(arrived)
 
     def read_whole(self) -> bytes:
@@ -50,15 +55,18 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether it is an object, or a folder of some."""
-        return persist(lambda left_s: self._store.exists(self._path, left_s), self._store.health, self._deadline_s)
+        return self._persist(self._store.exists)
 
     def names(self) -> list[str]:
         """Sorted names directly below it."""
-        return persist(lambda left_s: self._store.names(self._path, left_s), self._store.health, self._deadline_s)
+        return self._persist(self._store.names)
 
     def glob(self) -> list[str]:
         """Sorted addresses that match it."""
-        return persist(lambda left_s: self._store.glob(self._path, left_s), self._store.health, self._deadline_s)
+        return self._persist(self._store.glob)
+
+    def _persist(self, ask: Callable[[str, float], Result]) -> Result:
+        return persist(lambda left_s: ask(self._path, left_s), self._store.health, self._path, self._deadline_s)
 
 
 class RemoteReader:

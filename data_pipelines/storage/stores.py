@@ -46,7 +46,7 @@ class Store:
     def __init__(self, files: Any, address: str) -> None:
         self.files = files
         self.name = store_name(address)
-        self.health = Health(self.name)
+        self.health = Health(self.name, lambda path: self.head(path, CONNECT_S))
 
     def head(self, path: str, timeout_s: float) -> Head:
         """Size and tag of an object."""
