@@ -164,6 +164,6 @@ def _named_apart(datasets: Sequence[Dataset]) -> list[Dataset]:
     if twice:
         raise UserError(
             f"data.sources: the name {min(twice)!r} occurs twice; a set's name keys its order: "
-            f"pack one of them anew under another"
+            f"pack one of them anew with name=ANOTHER"
         )
     return list(datasets)

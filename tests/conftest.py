@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared_cores", deadline=None)  # how long a case takes is no property of the code
+settings.load_profile("shared_cores")
 
 # Before torch and BLAS are imported anywhere: tests run side by side on few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

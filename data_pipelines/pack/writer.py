@@ -40,6 +40,8 @@ def no_progress(stage: str, done: int, total: int) -> None:
 class PackConfig(Strict):
     """What every source can be told."""
 
+    name: str | None = Field(None, pattern=r"^[^/\x00]+$")
+    """Of the sets; the source's when unset. A mixture's sets have names of their own, which key their order."""
     seed: int = Field(0, ge=0)
     """Of the global shuffle and of splits."""
     shard_bytes: int = Field(64 * 2**20, gt=0)
@@ -112,7 +114,7 @@ def write_sets(
     Raises:
         UserError: `out` is not empty, or there is no space.
     """
-    splits = list(splits)
+    splits, name = list(splits), config.name or name
     _refuse_full_disk(out, sum(split.num_bytes + 3 * BLOCK * split.num_samples for split in splits))
     with staged(out) as stage:
         for split in splits:
