@@ -25,6 +25,6 @@ def test_sets_may_be_given_a_name_of_their_own(tmp_path):
     (tmp_path / "train.txt").write_text("one dog\n\ntwo cats\n\n" * 40)
     settings = {"row_tokens": 16, "vocabulary_size": 70, "name": "pets"}
     sets = pack("text", str(tmp_path / "train.txt"), tmp_path / "packed", settings)
-    assert [dataset.name for dataset in sets][0] == "pets-train"
+    assert sets[0].name == "pets-train"
     with pytest.raises(UserError, match="name"):
         pack("text", str(tmp_path / "train.txt"), tmp_path / "again", {**settings, "name": "../pets"})
