@@ -24,7 +24,8 @@ DRIVING = DataFacts(channels=3, image_size=(128, 256), frames=30, frames_per_sec
 RUNS_HERE = [name for name in recipe_names() if name.endswith(("_debug", "_small"))]
 PUBLISHED = {
     # encoder millions by the paper: MAE 2111.06377 (ViT 2010.11929 table 1), MoCo v3 2104.02057 table 1,
-    # He 2016 (25.6 with a classifier of 2.05), VideoMAE 2203.12602, BERT 1810.04805, RoBERTa 1907.11692, T5 1910.10683, OPT 2205.01068;
+    # He 2016 (25.6 with a classifier of 2.05), VideoMAE 2203.12602, BERT 1810.04805, RoBERTa 1907.11692,
+    # T5 1910.10683, OPT 2205.01068;
     # by their released weights: BART base 140, mBART 611 (the paper says 680), OPT "350M" 331
     "mae_vitb16": 86, "mae_vitl16": 304, "mae_vith14": 632, "moco_v3_vits16": 22, "moco_v3_vitb16": 86,
     "simclr_resnet50": 23.5, "videomae_vitb16": 86, "bert_base": 110, "bert_large": 335, "roberta_base": 125,
