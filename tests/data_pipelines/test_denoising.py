@@ -69,6 +69,17 @@ def test_what_is_left_of_a_document_is_its_own_and_whole_words(row, g, ratio, me
 
 
 @settings(deadline=None, max_examples=100)
+@given(packed_rows(), st.integers(0, 99))
+def test_words_are_hidden_as_wholes_in_sentences_that_moved(row, g):
+    found = Denoising(**FACTS).sample(row, Draw(1, g))
+    for number, (tokens, marks) in enumerate(documents_in(row), start=1):
+        body = ~np.isin(tokens, [SEP, 1, 5, 6])
+        left = np.isin(tokens[body], found["source"][found["source_attention"] == number])
+        words = words_of(left, marks[body]) if body.any() else []
+        assert all(word.all() or not word.any() for word in words)
+
+
+@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 60), st.integers(0, 999))
 def test_putting_spans_back_for_their_masks_restores_the_text(size, seed):
     tokens, marks = text_of(size, seed)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_pipelines.base import UserError
 from data_pipelines.pack import pack
+from data_pipelines.pack.tokenizer_training import _in_order
 
 WORDS = "river water valley energy sample surface learning stone bridge bank"
 
@@ -189,6 +190,14 @@ def test_equal_text_makes_an_equal_tokenizer_of_every_model(tmp_path, model):
     sets = [pack("text", str(tmp_path / "a.txt"), tmp_path / f"out{number}", config)[0] for number in range(4)]
     assert len({dataset.manifest.facts.tokenizer_digest for dataset in sets}) == 1
     assert sets[0].facts()["vocabulary_size"] <= 300
+
+
+def test_a_unigram_forgets_the_order_in_which_its_trainer_met_rare_characters():
+    trained = [("<unk>", 0.0), ("the", -2.0), ("ab", -3.0), ("a", -9.0 + 1e-15)]
+    ladders = [[("x", -10.0), ("y", -9.9999), ("z", -9.9998)], [("z", -10.0), ("x", -9.9999), ("y", -9.9998)]]
+    found = [_in_order([*trained, *ladder], ["<unk>"]) for ladder in ladders]
+    rare = [("x", -10.0), ("y", -10.0), ("z", -10.0)]
+    assert found[0] == found[1] == [("<unk>", 0.0), ("the", -2.0), ("ab", -3.0), ("a", -9.0), *rare]
 
 
 def test_case_is_kept_or_lost_as_asked(tmp_path):

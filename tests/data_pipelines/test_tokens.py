@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.views import Draw
-from data_pipelines.views.tokens import NOT_ASKED, MaskedTokens, PlainTokens, documents
+from data_pipelines.views.tokens import NOT_ASKED, MaskedTokens, PlainTokens, choose_words, documents
 from tests.data_pipelines.packed_rows import FACTS as PACKED_FACTS
 from tests.data_pipelines.packed_rows import packed_rows
 from tests.data_pipelines.packed_rows import row_of as packed_row_of
@@ -82,6 +82,12 @@ def test_whole_words_are_asked_for_up_to_the_ratio(row, g, ratio):
     count = max(1, round(ordinary.sum() * ratio))
     fits = [word for word in words if not asked[word].any() and len(word) <= count - asked.sum()]
     assert not fits and (asked.sum() <= count or asked.sum() == min(map(len, words)))
+
+
+def test_a_word_does_not_go_on_behind_a_special_token():
+    places, begins = np.array([0, 1, 3, 4]), np.array([True, False, False, False])
+    chosen = {tuple(choose_words(places, begins, 2, np.random.default_rng(seed)).tolist()) for seed in range(20)}
+    assert chosen == {(0, 1), (3, 4)}
 
 
 def test_words_are_chosen_alike_whatever_their_place():
