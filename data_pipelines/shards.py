@@ -55,7 +55,7 @@ class Facts(Strict):
     labels_field: str | None = None
     """Field that holds class numbers."""
     tokenizer_digest: str | None = None
-    """blake2b-16 of the set's tokenizer.json, hexadecimal."""
+    """blake2b-16 of its tokenizer.json without indentation, hexadecimal."""
     tokens: int | None = None
     """Tokens of the whole set, without padding."""
     language: str | None = None
