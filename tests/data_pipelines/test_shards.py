@@ -289,3 +289,13 @@ def test_facts_that_came_later_count_where_they_are_set():
     for facts in later:
         manifest = manifest_of(**facts)
         assert Manifest.model_validate_json(manifest.to_bytes()) == manifest
+
+
+def test_more_tars_than_are_indexed_on_the_fly_are_sent_to_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipelines.foreign.MAX_UNINDEXED", 2)
+    for number in range(3):
+        make_tar(tmp_path / f"{number}.tar", 2)
+    with pytest.raises(UserError, match=rf"3 of 3 tars have no index; make them once: thalweg data index {tmp_path}"):
+        Dataset.open(str(tmp_path))
+    write_index(tmp_path / "0.tar")
+    assert Dataset.open(str(tmp_path)).num_samples == 6
