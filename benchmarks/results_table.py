@@ -39,7 +39,7 @@ CHANGES = {
     ("fashion", "info_nce_small"): [
         "objective.first={area: [0.3, 1.0], flip: 0.5, jitter: 1.0, brightness: 0.4, contrast: 0.4, saturation: 0.0, "
         "hue: 0.0, gamma: [0.6, 1.6], grey: 0.0}",
-        "train.steps=500",
+        "train.steps=1000",
     ],
     ("cifar", "mae_small"): [
         "objective.encoder.patch_size=4", "objective.mask_ratio=0.75", "objective.mean=null", "objective.std=null",
@@ -47,7 +47,7 @@ CHANGES = {
         "train.global_batch=128", "train.steps=3000",
     ],
     ("cifar", "info_nce_small"): [
-        f"objective.first={{area: [0.2, 1.0], flip: 0.5, {COLOURS}}}", "train.steps=400",
+        f"objective.first={{area: [0.2, 1.0], flip: 0.5, {COLOURS}}}", "train.steps=800",
     ],
 }  # fmt: skip
 """What each set changes in a packaged recipe: sizes of patches and crops, colour, and nine minutes' worth of steps."""

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.base import UserError
+from data_pipelines.base import ThalwegError, UserError
 
 if TYPE_CHECKING:
     from evals.protocol import Result
@@ -59,8 +59,14 @@ def run_eval_command(options: argparse.Namespace) -> int:
     ranks = _ranks_to_start(options)
     if ranks > 1:
         return _start(options, ranks)
-    result = run_eval(options.eval, options.checkpoint, options.overrides, force=options.force)
-    if int(os.environ.get("RANK", 0)) == 0:
+    speaks = os.environ.get("RANK", "0") == "0"
+    try:
+        result = run_eval(options.eval, options.checkpoint, options.overrides, force=options.force)
+    except ThalwegError as error:
+        if speaks:
+            raise
+        return error.exit_code
+    if speaks:
         print_result(result)
     return 0
 

@@ -118,6 +118,8 @@ def test_two_ranks_find_what_one_found(unbroken, run, tmp_path):
     again = copy_of(run, tmp_path / "again")
     done = subprocess.run(command(again, LONGER, "--ranks", "2"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    refused = subprocess.run(command(again, PROBE, "--ranks", "3"), capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("no multiple of world_size=3")) == (2, 1)  # said once
     assert done.stdout.count("linear_probe_mae/1") == 1  # one rank speaks
     result = judged(again, LONGER)  # read, not made
     assert result.metrics == pytest.approx(unbroken.metrics, abs=1 / 60)
