@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-slurm check format lint types imports setup system soak fuzz clean
+.PHONY: demo test test-fast test-slurm check format lint types imports setup system soak fuzz table clean
 
 setup: $(READY)
 
@@ -55,6 +55,9 @@ format: $(READY)
 
 soak: $(READY)  ## KILLS random kills of a rank, each run compared with an unbroken one
 	for kill in $$(seq $(KILLS)); do $(BIN)/python -m pytest tests/test_river.py -k killed_at_a_random || exit 1; done
+
+table: $(READY)  ## the README's results table, about three hours on two cores; FASHION=folder CIFAR=folder
+	$(BIN)/python benchmarks/results_table.py --fashion $(FASHION) --cifar $(CIFAR)
 
 fuzz: $(READY)  ## the tar reader and the index parser, long
 	THALWEG_FUZZ=20000 $(BIN)/python -m pytest tests/data_pipelines/test_fuzz.py --timeout 0

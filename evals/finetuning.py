@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from data_pipelines.base import ThalwegError
-from evals.workplace import Workplace
+from data_pipelines.base import ThalwegError, write_atomically
+from evals.workplace import Workplace, alone
 from pretrain.checkpoint import CheckpointReader, newest_whole
 from pretrain.config import Recipe
 from pretrain.engine.buffers import persistent_buffers
+from pretrain.export import write_encoder
 from pretrain.loop import train
-from pretrain.objective import DataFacts, Objective
+from pretrain.objective import DataFacts, Encoder, Objective
 from pretrain.objectives import build
 from pretrain.run.directory import RunDirectory
 from pretrain.session import Session, on_rank_0
@@ -68,9 +71,61 @@ def opened(run: RunDirectory, place: Workplace) -> Objective:
     return objective.to(place.world.device).eval()
 
 
-def forget_checkpoints(run: RunDirectory, place: Workplace) -> None:
-    """Drop what only resuming needs; metrics and config stay."""
-    on_rank_0(place.world, lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
+def taught(recipe: Recipe, place: Workplace, examine: Callable[[Objective], str]) -> str:
+    """What an exam says of a run that teaches: trained and examined the first time, then read from beside the run.
+
+    Args:
+        examine: called on every rank with the trained objective.
+
+    Raises:
+        SavedAndStopped, UserError: see `finish`.
+    """
+    kept = _kept(Path(recipe.runs) / recipe.name)
+    known: str | None = on_rank_0(place.world, lambda: _read(kept))
+    if known is not None:
+        return known
+    run = finish(recipe, place)
+    found = examine(opened(run, place))
+    on_rank_0(place.world, lambda: write_atomically(kept, found))
+    if place.world.rank == 0:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # only resuming needs them; metrics and config stay
+    return found
+
+
+def control_taught(network: Encoder, where: Path, place: Workplace, teach: Callable[[Path], str]) -> str:
+    """What an exam says of a control; nothing but that is kept.
+
+    Args:
+        where: folder of its run, named by what the control depends on; other jobs may want the same.
+        teach: given the folder of the network's export, calls `taught` with a run in `where`.
+    """
+    world = place.world
+    with alone(world, where):
+        known: str | None = on_rank_0(world, lambda: _read(_kept(where)))
+        if known is not None:
+            return known
+        export = where.with_name(f"{where.name}-encoder")
+        on_rank_0(world, lambda: _write_anew(network, export))
+        found = teach(export)
+        for folder in (export, where) if world.rank == 0 else ():
+            shutil.rmtree(folder, ignore_errors=True)
+        return found
+
+
+def _kept(where: Path) -> Path:
+    return where.with_name(f"{where.name}.json")
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _write_anew(network: Encoder, folder: Path) -> Path:
+    """What a killed job left is not trusted."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_encoder(network, {}, folder)
+    return folder
 
 
 def loader_workers(num_samples: int) -> int:

@@ -8,9 +8,9 @@ of the same network untrained, and of a network that hands the pixels through.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import transformers
 from pydantic import Field
 from torch import nn
 
-from data_pipelines.base import UserError, digest_of, parse, write_atomically
+from data_pipelines.base import UserError, digest_of, parse
 from data_pipelines.batch import Batch
 from data_pipelines.loader import finite_batches
 from data_pipelines.shards import Dataset
@@ -28,15 +28,14 @@ from data_pipelines.steps import steps_of
 from data_pipelines.views.image import PlainImage
 from evals.controls import RANDOM_INIT_SEED, refuse_unlabelled
 from evals.features import cache_folder
-from evals.finetuning import finish, forget_checkpoints, loader_workers, opened
+from evals.finetuning import control_taught, loader_workers, taught
 from evals.protocol import EvalConfig, EvalData, Scores
-from evals.workplace import Workplace, alone
+from evals.workplace import Workplace
 from pretrain.config import Recipe
-from pretrain.export import LoadedEncoder, write_encoder
+from pretrain.export import LoadedEncoder
 from pretrain.networks.pixels import RAW_SIDE, Pixels
-from pretrain.objective import Encoder
+from pretrain.objective import Encoder, Objective
 from pretrain.objectives.classify import Classify
-from pretrain.session import on_rank_0
 
 HELD_OUT = 50
 """One training sample in so many teaches nothing: by these a head is chosen where there are several."""
@@ -101,13 +100,14 @@ def judge_by_training(
     for dataset in (data.train, data.test):
         refuse_unlabelled(dataset)
     school = _School(encoder.view, data, config, course, place)
-    metrics = school.scores(encoder.folder, place.folder / "pretrained")
+    metrics = json.loads(school.teach(place.folder / "pretrained", encoder.folder))
     controls = {}
     for name, (network, digest) in _controls(encoder).items():
         content = [protocol, config.settings(), data.digests(), digest, encoder.view.model_dump(mode="json")]
         where = cache_folder("controls") / digest_of(["control", *content])
-        with alone(place.world, where):
-            controls[name] = school.control_scores(Encoder(network, "", encoder.preprocessor), where)
+        teach = partial(school.teach, where)
+        told = control_taught(Encoder(network, "", encoder.preprocessor), where, place, teach)
+        controls[name] = json.loads(told)
     return Scores(metrics=metrics, controls=controls)
 
 
@@ -132,31 +132,13 @@ class _School:
     course: Course
     place: Workplace
 
-    def control_scores(self, network: Encoder, where: Path) -> dict[str, float]:
-        """As `scores`, of a network that is no export yet; nothing but them is kept."""
-        export = where.with_name(f"{where.name}-encoder")
-        on_rank_0(self.place.world, lambda: _write_anew(network, export))
-        scores = self.scores(export, where)
-        on_rank_0(self.place.world, lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in (export, where)])
-        return scores
-
-    def scores(self, export: Path, where: Path) -> dict[str, float]:
-        """Metrics of an export, computed the first time.
+    def teach(self, where: Path, export: Path) -> str:
+        """Metrics of an export, as JSON.
 
         Args:
-            where: folder of its run; the scores are kept beside it.
+            where: folder of the run that teaches it.
         """
-        world, kept = self.place.world, where.with_name(f"{where.name}.json")
-        known: dict[str, float] | None = on_rank_0(world, lambda: _read(kept))
-        if known is not None:
-            return known
-        run = finish(self.recipe(export, where), self.place)
-        objective = opened(run, self.place)
-        assert isinstance(objective, Classify)
-        scores = self.examine(objective)
-        on_rank_0(world, lambda: write_atomically(kept, json.dumps(scores, indent=1)))
-        forget_checkpoints(run, self.place)
-        return scores
+        return taught(self.recipe(export, where), self.place, lambda objective: json.dumps(self.examine(objective)))
 
     def recipe(self, export: Path, where: Path) -> Recipe:
         """The run that teaches."""
@@ -188,14 +170,14 @@ class _School:
             raise UserError(f"data {self.data.train.path} does not say how many classes it has; set classes=NUMBER")
         return self.config.classes or len(named or ())
 
-    def examine(self, objective: Classify) -> dict[str, float]:
+    def examine(self, objective: Objective) -> dict[str, float]:
         """Metrics "top1", of the head that tells held-out training labels best, and "KIND.top1@lrBASE" of each."""
+        assert isinstance(objective, Classify)
         accuracies = self.accuracies(objective, self.data.test, lambda batch: batch.weight > 0)
         chosen = next(iter(accuracies))
         if len(accuracies) > 1:
-            held_out = self.accuracies(
-                objective, self.data.train, lambda batch: (batch.weight > 0) & objective.held_out(batch)
-            )
+            untaught = objective.held_out
+            held_out = self.accuracies(objective, self.data.train, lambda batch: (batch.weight > 0) & untaught(batch))
             chosen = max(held_out, key=lambda head: held_out[head])
         return {"top1": accuracies[chosen]} | {
             self.metric_of(head): accuracy for head, accuracy in accuracies.items() if len(accuracies) > 1
@@ -250,17 +232,3 @@ def accumulation(global_batch: int, micro_step: int) -> int:
     8
     """
     return next(a for a in range(-(-global_batch // micro_step), global_batch + 1) if global_batch % a == 0)
-
-
-def _read(path: Path) -> dict[str, float] | None:
-    if not path.is_file():
-        return None
-    scores: dict[str, float] = json.loads(path.read_text())
-    return scores
-
-
-def _write_anew(network: Encoder, folder: Path) -> None:
-    """What a killed job left is not trusted; the same network is written again."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_encoder(network, {}, folder)

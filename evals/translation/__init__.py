@@ -84,7 +84,7 @@ def run_on_ranks(encoder: LoadedEncoder, data: EvalData, config: Config, place: 
     pairs = Pairs.read(data.test, direction)
     lesson = Lesson(data, direction, config, place)
     extra = [] if config.monolingual is None else [back_translated(encoder, lesson, config.monolingual)]
-    taught = lesson.teach(encoder, place.folder / "pretrained", extra)
+    taught = lesson.teach(encoder.folder, place.folder / "pretrained", extra)
     untrained = lesson.teach_control(encoder, PROTOCOL, extra)
     return Scores(
         metrics={

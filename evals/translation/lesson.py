@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import transformers
 
-from data_pipelines.base import digest_of, parse, write_atomically
+from data_pipelines.base import digest_of, parse
 from data_pipelines.shards import Dataset
 from evals.controls import RANDOM_INIT_SEED
 from evals.features import cache_folder
-from evals.finetuning import finish, forget_checkpoints, loader_workers, opened
+from evals.finetuning import control_taught, loader_workers, taught
 from evals.protocol import EvalData
 from evals.translation.decoding import Search, translate
 from evals.translation.pictures import Alignment, align
 from evals.translation.sentences import Direction, Pairs, decoded
-from evals.workplace import Workplace, alone
+from evals.workplace import Workplace
 from pretrain.config import Recipe
-from pretrain.export import LoadedEncoder, write_encoder
-from pretrain.objective import Encoder
+from pretrain.export import LoadedEncoder
+from pretrain.objective import Encoder, Objective
 from pretrain.objectives.translation import Translation
-from pretrain.session import on_rank_0
 
 if TYPE_CHECKING:
     from evals.translation import Config
@@ -72,44 +71,36 @@ class Lesson:
 
     def teach_control(self, encoder: LoadedEncoder, protocol: str, extra: Sequence[str]) -> Taught:
         """The same network untrained, taught likewise; remembered, for it does not depend on the run."""
-        drawn = encoder.random_init(RANDOM_INIT_SEED)
         network = [encoder.network(), transformers.__version__, RANDOM_INIT_SEED]
         sets = [Dataset.open(path).digest for path in extra]
         content = [protocol, self.config.settings(), self.data.digests(), network, *sets]
-        where, world = cache_folder("controls") / digest_of(["control", *content]), self.place.world
-        export = where.with_name(f"{where.name}-encoder")
-        with alone(world, where):
-            if not on_rank_0(world, where.with_name(f"{where.name}.json").is_file):
-                on_rank_0(world, lambda: _write_anew(Encoder(drawn.module, "", encoder.preprocessor), export))
-            taught = self.teach(LoadedEncoder(drawn.module, encoder.preprocessor, export), where, extra)
-            on_rank_0(world, lambda: shutil.rmtree(export, ignore_errors=True))
-        return taught
+        where = cache_folder("controls") / digest_of(["control", *content])
+        drawn = Encoder(encoder.random_init(RANDOM_INIT_SEED).module, "", encoder.preprocessor)
+        teach = partial(self._teach, where, extra)
+        return Taught.from_json(control_taught(drawn, where, self.place, teach))
 
-    def teach(self, encoder: LoadedEncoder, where: Path, extra: Sequence[str] = ()) -> Taught:
+    def teach(self, export: Path, where: Path, extra: Sequence[str] = ()) -> Taught:
         """Fine-tune and translate, the first time.
 
         Args:
             where: folder of the run; what it wrote is kept beside it.
             extra: packed sets to learn from besides the training set.
         """
-        world, kept = self.place.world, where.with_name(f"{where.name}.json")
-        known: str | None = on_rank_0(world, lambda: kept.read_text() if kept.is_file() else None)
-        if known is not None:
-            return Taught.from_json(known)
-        run = finish(self.recipe(encoder.folder, where, extra), self.place)
-        objective = opened(run, self.place)
+        return Taught.from_json(self._teach(where, extra, export))
+
+    def _teach(self, where: Path, extra: Sequence[str], export: Path) -> str:
+        return taught(self.recipe(export, where, extra), self.place, self._examine)
+
+    def _examine(self, objective: Objective) -> str:
+        """The test set translated, as JSON."""
         assert isinstance(objective, Translation)
         pairs = Pairs.read(self.data.test, self.direction)
         sources = [objective.view.source_of(sample) for sample in pairs.samples]
-        written = translate(objective.network, sources, self.search(objective), world)
+        written = translate(objective.network, sources, self.search(objective), self.place.world)
         short = [i for i, (s, t) in enumerate(zip(sources, written, strict=True)) if _fits(s) and _fits(t)]
-        alignments = [
-            align(objective, sources[i], written[i], pairs.tokenizer) for i in short[:: max(1, len(short) // ALIGNED)]
-        ][:ALIGNED]
-        taught = Taught(decoded(pairs.tokenizer, written), alignments)
-        on_rank_0(world, lambda: write_atomically(kept, taught.to_json()))
-        forget_checkpoints(run, self.place)
-        return taught
+        chosen = short[:: max(1, len(short) // ALIGNED)][:ALIGNED]
+        alignments = [align(objective, sources[i], written[i], pairs.tokenizer) for i in chosen]
+        return Taught(decoded(pairs.tokenizer, written), alignments).to_json()
 
     def recipe(self, export: Path, where: Path, extra: Sequence[str]) -> Recipe:
         """The run that teaches."""
@@ -170,10 +161,3 @@ class Lesson:
 
 def _fits(tokens: np.ndarray) -> bool:
     return 4 <= len(tokens) <= LONGEST_ALIGNED
-
-
-def _write_anew(network: Encoder, folder: Path) -> None:
-    """What a killed job left is not trusted; the same network is written again."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_encoder(network, {}, folder)
