@@ -24,7 +24,16 @@ from pydantic import Field
 from data_pipelines.base import SampleError, UserError
 from data_pipelines.decode import decode_image
 from data_pipelines.pack.cityscapes_labels import CLASSES, COLOURS, MOVING, to_train_ids
-from data_pipelines.pack.clips import BYTES_A_PIXEL, clip_fields, few, jpeg, read_labels, scaled, scaled_labels
+from data_pipelines.pack.clips import (
+    BYTES_A_PIXEL,
+    clip_fields,
+    few,
+    jpeg,
+    read_frames,
+    read_labels,
+    scaled,
+    scaled_labels,
+)
 from data_pipelines.pack.writer import PackConfig, Progress, Split, no_progress, shuffled, write_sets
 from data_pipelines.shards import Dataset, Facts
 
@@ -180,15 +189,12 @@ def _split(name: str, snippets: list[Snippet], config: Config) -> Split:
 
 
 def _samples(snippets: Sequence[Snippet], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
-    with ThreadPoolExecutor() as pool:  # decoding, resizing and encoding give up the interpreter's lock
+    with ThreadPoolExecutor() as pool:
         for snippet in snippets:
-            frames = list(pool.map(lambda path: _frame(path, config), snippet.frames))
-            sizes = {size for _, size in frames}
-            if len(sizes) > 1:
-                raise UserError(f"data pack: the frames of {snippet.key} differ in size: {sorted(sizes)}")
-            survey.sizes |= sizes
-            labels = {number: _label_map(path, *frames[number][1]) for number, path in snippet.labels.items()}
-            yield snippet.key, clip_fields([data for data, _ in frames], labels)
+            frames, size = read_frames(pool, snippet.key, snippet.frames, lambda path: _frame(path, config))
+            survey.sizes.add(size)
+            labels = {number: _label_map(path, *size) for number, path in snippet.labels.items()}
+            yield snippet.key, clip_fields(frames, labels)
 
 
 def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,24 @@ def clip_fields(frames: Sequence[bytes], labels: Mapping[int, np.ndarray]) -> di
     names = [frame_name(number, len(frames)) for number in range(len(frames))]
     fields = {f"{name}.jpg": frame for name, frame in zip(names, frames, strict=True)}
     return fields | {f"{names[number]}.labels.png": png(classes) for number, classes in sorted(labels.items())}
+
+
+def read_frames(
+    pool: Executor, key: str, paths: Sequence[Path], read: Callable[[Path], tuple[bytes, tuple[int, int]]]
+) -> tuple[list[bytes], tuple[int, int]]:
+    """The frames of a snippet as JPEGs, in the order of `paths`, and their height and width.
+
+    Args:
+        read: a frame and its size; called side by side, for decoding and encoding give up the interpreter's lock.
+
+    Raises:
+        UserError: they differ in size.
+    """
+    frames = list(pool.map(read, paths))
+    sizes = {size for _, size in frames}
+    if len(sizes) > 1:
+        raise UserError(f"data pack: the frames of {key} differ in size: {sorted(sizes)}")
+    return [data for data, _ in frames], sizes.pop()
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> bytes:

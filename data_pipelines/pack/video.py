@@ -26,7 +26,7 @@ from pydantic import Field
 from data_pipelines.base import SampleError, UserError
 from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
 from data_pipelines.pack.classes import Classes, read_classes
-from data_pipelines.pack.clips import clip_fields, few, jpeg, read_labels, scaled, scaled_labels
+from data_pipelines.pack.clips import clip_fields, few, jpeg, read_frames, read_labels, scaled, scaled_labels
 from data_pipelines.pack.imagefolder import key_of, printable
 from data_pipelines.pack.writer import PackConfig, Progress, Split, held_out, no_progress, shuffled, write_sets
 from data_pipelines.shards import Dataset, Facts
@@ -279,18 +279,15 @@ def _refuse_unlike(snippets: Sequence[Snippet]) -> None:
 
 
 def _samples(snippets: Sequence[Snippet], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
-    with ThreadPoolExecutor() as pool:  # decoding, resizing and encoding give up the interpreter's lock
+    with ThreadPoolExecutor() as pool:
         for snippet in snippets:
-            frames = list(pool.map(lambda path: _frame(path, config), snippet.frames))
-            sizes = {size for _, size in frames}
-            if len(sizes) > 1:
-                raise UserError(f"data pack video: the frames of {snippet.key} differ in size: {sorted(sizes)}")
-            survey.sizes |= sizes
+            frames, size = read_frames(pool, snippet.key, snippet.frames, lambda path: _frame(path, config))
+            survey.sizes.add(size)
             labels = {}
             for number, path in snippet.labels.items():
                 assert survey.classes is not None
-                labels[number] = _label_map(path, survey.classes, *frames[number][1])
-            yield snippet.key, clip_fields([data for data, _ in frames], labels)
+                labels[number] = _label_map(path, survey.classes, *size)
+            yield snippet.key, clip_fields(frames, labels)
 
 
 def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:

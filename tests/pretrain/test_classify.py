@@ -18,19 +18,13 @@ from pretrain.networks.vision import vision_encoder
 from pretrain.objective import DataFacts, Encoder
 from pretrain.objectives import build
 from pretrain.objectives.classify import Classify
+from tests.networks import RESNET
 
 SIDE, CLASSES = 16, 3
 VIT = {
     "architecture": "vit", "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
     "intermediate_size": 32,
 }  # fmt: skip
-RESNET = {
-    "architecture": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
 PREPROCESSOR = {"image_size": SIDE, "channels": 1, "mean": [0.4], "std": [0.2]}
 
 
