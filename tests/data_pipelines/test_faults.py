@@ -27,6 +27,8 @@ from data_pipelines.views import Draw
 from tests import stores
 from tests.stores import web_server
 
+pytestmark = pytest.mark.slow
+
 SHARDS, MEMBERS = 6, 10
 COUNT = SHARDS * MEMBERS
 LANES, BATCH = 4, 12

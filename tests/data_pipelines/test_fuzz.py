@@ -21,6 +21,8 @@ from data_pipelines.base import DataError
 from data_pipelines.index import MAX_SAMPLE_BYTES, Header, Index, payload_digest
 from data_pipelines.indexer import index_tar
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 512
 EXAMPLES = int(os.environ.get("THALWEG_FUZZ", "150"))
 thorough = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -77,6 +77,7 @@ def test_layers_are_those_of_the_paper():
     ]
 
 
+@pytest.mark.slow
 def test_a_forecaster_learns_motion_that_a_copy_misses(street):
     learnt, judged = street
     forecaster = train("s2s", learnt, ForecasterConfig(width=8, steps=150, patch=32, lr=3e-3), {})

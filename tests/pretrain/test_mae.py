@@ -152,6 +152,7 @@ def test_padding_counts_nothing() -> None:
     assert model.rows(padded) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_pixels", [True, False])
 def test_it_learns_to_paint(norm_pixels: bool) -> None:
     torch.manual_seed(0)

@@ -110,6 +110,7 @@ def test_hidden_pixels_do_not_reach_the_prediction() -> None:
     assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_it_learns_what_moves() -> None:
     torch.manual_seed(0)
     model = autoencoder(norm_pixels=False, mask_ratio=0.5)

@@ -49,6 +49,7 @@ def test_features_are_as_wide_as_announced(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", SMALL)
 def test_a_feature_map_keeps_rows_and_columns_and_averages_to_the_pooled_features(architecture: str) -> None:
+    torch.manual_seed(0)  # a drawn network may, by chance, look past its own place
     encoder = vision_encoder({"architecture": architecture, **SMALL[architecture]}, "here", image_size=16, channels=3)
     encoder.eval()
     images = torch.randn(2, 3, 16, 16)

@@ -32,6 +32,8 @@ PUBLISHED = {
     "bart_base": 140, "mbart": 611, "t5_base": 220, "opt_125m": 125, "opt_350m": 331, "opt_1.3b": 1300,
     "opt_2.7b": 2700, "opt_6.7b": 6700, "opt_13b": 13_000, "opt_30b": 30_000, "opt_66b": 66_000, "opt_175b": 175_000,
 }  # fmt: skip
+SLOW_TO_BUILD = ("videomae_vitb16",)
+"""Transformers writes their tables of positions number by number."""
 VOCABULARY = {"bert": 30_522, "roberta": 50_265, "bart": 50_265, "mbart": 250_027, "t5": 32_128, "opt": 50_272}
 OPT = {
     # layers, heads, width, learning rate, tokens a step: Zhang 2022, arXiv:2205.01068, table 1
@@ -41,6 +43,10 @@ OPT = {
     "opt_30b": (48, 56, 7168, 1.0e-4, 4e6), "opt_66b": (64, 72, 9216, 0.8e-4, 2e6),
     "opt_175b": (96, 96, 12288, 1.2e-4, 2e6),
 }  # fmt: skip
+
+
+def timed(names):
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_BUILD else []) for name in names]
 
 
 def facts_of(name: str) -> DataFacts:
@@ -71,12 +77,12 @@ def test_every_published_recipe_is_checked_here() -> None:
     assert kinds == {load_recipe(f"{name}_debug").objective["name"] for name in kinds} <= set(objective_names())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", timed(PUBLISHED))
 def test_published_networks_have_the_paper_s_size(name: str) -> None:
     assert millions(built(name).encoder().module) == pytest.approx(PUBLISHED[name], rel=0.02)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", timed(recipe_names()))
 def test_a_recipe_builds_and_its_steps_are_legal(name: str) -> None:
     recipe, objective = load_recipe(name), built(name)
     train = recipe.train
