@@ -176,7 +176,7 @@ def test_a_remote_object_that_never_comes_is_replaced_by_the_rule_after_the_dead
 ):
     monkeypatch.setenv("THALWEG_CACHE", str(tmp_path / "cache"))
     with web_server(Path(dataset.path).parent) as server:
-        remote = Dataset.open(f"{server.url}/train", storage=Storage(deadline_s=0.5))
+        remote = Dataset.open(f"{server.url}/train", storage=Storage(deadline_s=3.0))
         server.fault = lambda request: stores.unavailable if "000003.tar" in request.path else None
         batches = read(loader_of(remote, tmp_path / "quarantine", workers=workers), COUNT // BATCH)
     assert sum(batch.replaced for batch in batches) == MEMBERS
