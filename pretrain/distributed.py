@@ -149,7 +149,7 @@ def find_place(environment: Any) -> Place:
             rank=int(environment["SLURM_PROCID"]),
             world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(environment.get("SLURM_LOCALID", 0)),
-            local_size=int(re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")).group()),  # type: ignore[union-attr]
+            local_size=int(re.split(r"\D", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0]),
             address=environment.get("MASTER_ADDR") or _first_host(environment["SLURM_STEP_NODELIST"]),
             port=int(environment.get("MASTER_PORT") or _port_of_job(environment)),
         )

@@ -235,7 +235,7 @@ def _written_labels(path: Path, names: list[str]) -> Iterator[tuple[str, str]]:
 def _devkit_labels(path: Path, synsets: dict[str, int]) -> Iterator[tuple[str, str]]:
     """The devkit numbers its classes in an order of its own, which stands in a Matlab file."""
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat
     except ImportError:
         raise UserError(f"data pack imagenet: reading {path.name} wants scipy; install it, or write val.txt") from None
     try:

@@ -162,8 +162,8 @@ class S3Store(Store):
 async def _in_words(call: Callable[[], Awaitable[Result]]) -> Result:
     """What botocore and aiohttp raise, as OSErrors."""
     import aiohttp
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError  # type: ignore[import-untyped]
-    from s3fs.errors import translate_boto_error  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+    from s3fs.errors import translate_boto_error
 
     try:
         return await call()

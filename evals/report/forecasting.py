@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from evals.report.judging import CONTROLS
-from evals.report.pictures import Picture, read_animation, read_sketch
+from evals.report.pictures import Picture, Room, read_animation, read_sketch
 from evals.report.record import Judgement, RunRecord
 from evals.report.ticks import grouped
 
@@ -107,16 +107,14 @@ def forecastings_of(run: RunRecord, room_bytes: int) -> list[Forecasting]:
 
 
 def _shown(run: RunRecord, newest: Judgement, room_bytes: int) -> Forecasting:
-    strips, animations = [], []
+    room, strips, animations = Room(room_bytes), [], []
     for name, path in newest.animations.items():
         picture = read_animation(path, f"{name} of run {run.name} as time goes by")
-        if picture is not None and len(picture.uri) <= room_bytes:
-            room_bytes -= len(picture.uri)
+        if room.takes(picture):
             animations.append(picture)
     for name, path in newest.pictures.items():
         picture = read_sketch(path, f"{name} of run {run.name}: inputs, truth, forecasts, errors")
-        if picture is not None and len(picture.uri) <= room_bytes:
-            room_bytes -= len(picture.uri)
+        if room.takes(picture):
             strips.append(picture)
     return Forecasting(
         step=grouped(newest.step),

@@ -7,6 +7,7 @@ import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image, ImageSequence
@@ -41,6 +42,20 @@ class Picture:
     width: int
     height: int
     alt: str = ""
+
+
+class Room:
+    """What the pictures of a part of the page may still weigh."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left_bytes = size_bytes
+
+    def takes(self, picture: Picture | None) -> TypeGuard[Picture]:
+        """Whether the picture is there and fits; then its weight is spent."""
+        if picture is None or len(picture.uri) > self._left_bytes:
+            return False
+        self._left_bytes -= len(picture.uri)
+        return True
 
 
 def encode(image: Image.Image, alt: str = "") -> Picture:
@@ -112,11 +127,10 @@ def sketch_figures(run: RunRecord, room_bytes: int) -> list[SketchFigure]:
             sketch = of_name[round(place * (len(of_name) - 1))]
             if sketch not in chosen:
                 chosen.append(sketch)
-    figures: list[SketchFigure] = []
+    room, figures = Room(room_bytes), []
     for sketch in chosen:
         picture = read_sketch(sketch.path, f"{sketch.name.replace('_', ' ')} of run {run.name} at step {sketch.step}")
-        if picture is not None and len(picture.uri) <= room_bytes:
-            room_bytes -= len(picture.uri)
+        if room.takes(picture):
             figures.append(SketchFigure(sketch.name, sketch.step, picture))
     return sorted(figures, key=lambda figure: (figure.name, figure.step))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from evals.report.judging import CONTROLS
-from evals.report.pictures import Picture, read_sketch
+from evals.report.pictures import Picture, Room, read_sketch
 from evals.report.record import Judgement, RunRecord, is_number
 from evals.report.ticks import grouped
 
@@ -71,11 +71,10 @@ def translating_of(run: RunRecord, room_bytes: int) -> Translating | None:
     if not found:
         return None
     newest = max(found, key=lambda one: one.step)
-    pictures = []
+    room, pictures = Room(room_bytes), []
     for name, path in newest.pictures.items():
         picture = read_sketch(path, f"attention of run {run.name}, {name}")
-        if picture is not None and len(picture.uri) <= room_bytes:
-            room_bytes -= len(picture.uri)
+        if room.takes(picture):
             pictures.append(picture)
     test, signatures = newest.data.get("test"), newest.details.get("signatures")
     return Translating(

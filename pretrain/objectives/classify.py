@@ -90,7 +90,7 @@ class Classify(Objective):
         share = taught / taught.sum().clamp(min=1)
         losses = {name: self._loss(logits, batch) for name, logits in self.logits(batch["image"]).items()}  # (B,) each
         return Output(
-            loss=sum((loss * taught).sum() for loss in losses.values()),  # type: ignore[arg-type]
+            loss=torch.stack([(loss * taught).sum() for loss in losses.values()]).sum(),
             logs={f"{name}_loss": (loss * share).sum().detach() for name, loss in losses.items()},
         )
 

@@ -88,8 +88,9 @@ class MaskedVideoAutoencoder(MaskedPixels):
     def normalize(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `MaskedPixels.normalize`; each channel by itself, as VideoMAE's code has it."""
         by_channel = patches.unflatten(-1, (-1, self.view.channels)).transpose(-1, -2)  # (B, N, C, pixels)
-        target, mean, std = (part.expand_as(by_channel) for part in normalize_patches(by_channel))
-        return tuple(part.transpose(-1, -2).flatten(-2) for part in (target, mean, std))  # type: ignore[return-value]
+        parts = (part.expand_as(by_channel) for part in normalize_patches(by_channel))
+        target, mean, std = (part.transpose(-1, -2).flatten(-2) for part in parts)
+        return target, mean, std
 
     def encoder(self) -> Encoder:
         """The encoder without the decoder; `AutoModel` opens it as VideoMAEModel."""
