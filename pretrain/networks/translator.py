@@ -22,7 +22,7 @@ from transformers import (
 
 from data_pipelines.base import UserError
 from data_pipelines.batch import Batch
-from pretrain.export import PREPROCESSOR, _quiet
+from pretrain.export import PREPROCESSOR, quiet_transformers
 from pretrain.networks import seq2seq
 from pretrain.networks.architectures import SEQ2SEQ, TEXT
 from pretrain.networks.documents import across, before, within
@@ -52,7 +52,7 @@ def translator(
     if config.model_type != "t5":
         refuse_longer(config, longest, where, _first_place(config))
     refuse_layerdrop(config, where)
-    with _quiet():
+    with quiet_transformers():
         if config.model_type in SEQ2SEQ:
             network: PreTrainedModel = AutoModelForSeq2SeqLM.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True
