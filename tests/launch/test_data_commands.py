@@ -41,7 +41,7 @@ def test_pack_check_show_and_index_go_together(pictures, tmp_path, capsys):
     assert train.shard_sizes[0] == 10
 
     assert thalweg("check", out / "train", "--all") == 0
-    assert "verdict: whole" in capsys.readouterr().out
+    assert "verdict      whole" in capsys.readouterr().out
 
     assert thalweg("show", out / "train", "--count", 9, "--out", tmp_path / "sheet.png") == 0
     assert f"{train.key(0, 0)!r}: png" in capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_check_of_a_damaged_set_fails_and_fix_mends_its_index(pictures, tmp_path
     assert thalweg("check", tmp_path / "out" / "train") == 1
     assert thalweg("check", tmp_path / "out" / "train", "--fix") == 0
     assert thalweg("check", tmp_path / "out" / "train") == 0
-    assert "fixed: index of train-000000.tar was made anew" in capsys.readouterr().out
+    assert "fixed        index of train-000000.tar was made anew" in capsys.readouterr().out
 
 
 def test_paths_may_hold_anything_but_an_assignment(pictures, tmp_path):
