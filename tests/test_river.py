@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import time
 
 import psutil
 import pytest
@@ -19,6 +20,9 @@ from pretrain.run.records import read_lines
 from tests.river import TINY, finish, ledger, losses, rank_processes, start, steps_done, thalweg, until, write_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("river")]
+
+KILLS = int(os.environ.get("THALWEG_KILLS", "1"))
+"""Random moments at which a rank is killed; `make soak` wants more."""
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +50,13 @@ def test_finished_run_says_so_and_exits_0(unbroken):
     assert unbroken.metrics() == before
 
 
-def test_rank_killed_at_a_random_step_is_started_again_and_the_losses_are_bit_equal(unbroken, tmp_path, digits):
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_rank_killed_at_a_random_moment_is_started_again_and_the_losses_are_bit_equal(unbroken, tmp_path, digits, kill):
     recipe, run = write_recipe(tmp_path, "killed", digits), run_named(tmp_path, "killed")
     process = start("pretrain", str(recipe), "--ranks", "2")
     victim, step = random.choice([0, 1]), random.randint(2, 9)
     until(lambda: steps_done(run) >= step, process)
+    time.sleep(random.random() / 50)  # somewhere in a step, a save, or between; steps are short
     os.kill(rank_processes(run)[victim], signal.SIGKILL)
     code, output = finish(process)
     assert code == 0, output
