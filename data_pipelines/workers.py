@@ -74,7 +74,7 @@ class Workers(Generic[Task, Result]):
             timeout=timeout_s if num_workers else 0,
             pin_memory=pin_memory,
             collate_fn=_as_it_is,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=begin_worker,
             multiprocessing_context="fork" if num_workers else None,
             generator=torch.Generator(),  # else the start of a loader moves the process's own generator
         )
@@ -194,7 +194,8 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _begin_worker(_: int) -> None:
+def begin_worker(_: int = 0) -> None:
+    """A worker leaves signals to its parent, and does not outlive it."""
     for number in PARENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PARENTS_SIGNALS)

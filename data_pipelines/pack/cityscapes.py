@@ -12,9 +12,9 @@ Source: Cordts 2016, arXiv:1604.01685; leftImg8bit_sequence_trainvaltest.zip, gt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -29,12 +29,13 @@ from data_pipelines.pack.clips import (
     clip_fields,
     few,
     jpeg,
+    only_size,
     read_frames,
     read_labels,
     scaled,
     scaled_labels,
 )
-from data_pipelines.pack.writer import PackConfig, Progress, Split, no_progress, shuffled, write_sets
+from data_pipelines.pack.writer import Made, PackConfig, Progress, Seen, Split, no_progress, shuffled, write_sets
 from data_pipelines.shards import Dataset, Facts
 
 SPLITS = ("train", "val")
@@ -153,48 +154,39 @@ def _labelled(snippets: Sequence[Snippet], folder: Path, split: str) -> list[Sni
     return found
 
 
-@dataclass
-class _Survey:
-    """What was seen while packing."""
-
-    snippets: Sequence[Snippet]
-    sizes: set[tuple[int, int]] = field(default_factory=set)
-
-    def describe(self) -> tuple[Facts, tuple[str, ...]]:
-        label_frames = tuple(sorted(self.snippets[0].labels))
-        facts = Facts(
-            channels=3,
-            image_size=next(iter(self.sizes)) if len(self.sizes) == 1 else None,
-            frames=len(self.snippets[0].frames),
-            frames_per_second=FRAMES_PER_SECOND,
-            label_frames=label_frames,
-            colours=COLOURS if label_frames else (),
-            moving_classes=MOVING if label_frames else (),
-        )
-        return facts, ()
-
-
 def _split(name: str, snippets: list[Snippet], config: Config) -> Split:
     ordered = [snippets[place] for place in shuffled([snippet.key for snippet in snippets], config.seed)]
-    survey = _Survey(ordered)
     _, (height, width) = _frame(ordered[0].frames[0], config)
+    seen = Seen()
     return Split(
         name=name,
-        samples=_samples(ordered, survey, config),
+        samples=ordered,
         num_samples=len(ordered),
         num_bytes=int(BYTES_A_PIXEL * height * width * sum(len(snippet.frames) for snippet in ordered)),
-        describe=survey.describe,
+        describe=lambda: (_facts(ordered[0], seen), ()),
         classes=CLASSES if ordered[0].labels else None,
+        make=partial(_sample, config=config),
+        seen=seen,
     )
 
 
-def _samples(snippets: Sequence[Snippet], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
-    with ThreadPoolExecutor() as pool:
-        for snippet in snippets:
-            frames, size = read_frames(pool, snippet.key, snippet.frames, lambda path: _frame(path, config))
-            survey.sizes.add(size)
-            labels = {number: _label_map(path, *size) for number, path in snippet.labels.items()}
-            yield snippet.key, clip_fields(frames, labels)
+def _facts(snippet: Snippet, seen: Seen) -> Facts:
+    label_frames = tuple(sorted(snippet.labels))
+    return Facts(
+        channels=3,
+        image_size=only_size(seen),
+        frames=len(snippet.frames),
+        frames_per_second=FRAMES_PER_SECOND,
+        label_frames=label_frames,
+        colours=COLOURS if label_frames else (),
+        moving_classes=MOVING if label_frames else (),
+    )
+
+
+def _sample(snippet: Snippet, config: Config) -> Made:
+    frames, size = read_frames(snippet.key, snippet.frames, lambda path: _frame(path, config))
+    labels = {number: _label_map(path, *size) for number, path in snippet.labels.items()}
+    return Made(snippet.key, clip_fields(frames, labels), size)
 
 
 def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.base import UserError
+from data_pipelines.pack.shard import Seen
 from data_pipelines.views.image import Box, resize
 
 BYTES_A_PIXEL = 0.35
@@ -40,21 +40,27 @@ def clip_fields(frames: Sequence[bytes], labels: Mapping[int, np.ndarray]) -> di
 
 
 def read_frames(
-    pool: Executor, key: str, paths: Sequence[Path], read: Callable[[Path], tuple[bytes, tuple[int, int]]]
+    key: str, paths: Sequence[Path], read: Callable[[Path], tuple[bytes, tuple[int, int]]]
 ) -> tuple[list[bytes], tuple[int, int]]:
     """The frames of a snippet as JPEGs, in the order of `paths`, and their height and width.
 
     Args:
-        read: a frame and its size; called side by side, for decoding and encoding give up the interpreter's lock.
+        read: a frame and its size.
 
     Raises:
         UserError: they differ in size.
     """
-    frames = list(pool.map(read, paths))
+    frames = [read(path) for path in paths]
     sizes = {size for _, size in frames}
     if len(sizes) > 1:
         raise UserError(f"data pack: the frames of {key} differ in size: {sorted(sizes)}")
     return [data for data, _ in frames], sizes.pop()
+
+
+def only_size(seen: Seen) -> tuple[int, int] | None:
+    """(height, width) of all frames, None where clips, whose kind that is, differ."""
+    (height, width), *others = seen.kinds
+    return None if others else (height, width)
 
 
 def jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -71,11 +77,11 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def scaled(pixels: np.ndarray, height: int | None) -> np.ndarray:
-    """(H, W, 3) uint8 -> (height, W, 3), sides in proportion; as it is when None."""
+    """(H, W, 3) uint8 -> (height, W, 3), sides in proportion, the width an even number; as it is when None."""
     if height is None:
         return pixels
     rows, columns = pixels.shape[:2]
-    width = max(1, (2 * columns * height + rows) // (2 * rows))
+    width = 2 * max(1, (columns * height + rows) // (2 * rows))
     return resize(pixels, Box(0, 0, columns, rows), height, width)
 
 

@@ -11,7 +11,8 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +20,18 @@ from pydantic import Field
 
 from data_pipelines.base import SampleError, UserError
 from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
-from data_pipelines.pack.writer import PackConfig, Progress, Split, held_out, no_progress, shuffled, write_sets
+from data_pipelines.pack.writer import (
+    LeftOut,
+    Made,
+    PackConfig,
+    Progress,
+    Seen,
+    Split,
+    held_out,
+    no_progress,
+    shuffled,
+    write_sets,
+)
 from data_pipelines.shards import Dataset, Facts
 
 SPLITS = ("train", "val")
@@ -159,57 +171,64 @@ def _pictures(root: Path, files: Sequence[Path], labels: dict[str, int] | None) 
     ]
 
 
-@dataclass
-class _Survey:
-    """What was seen while packing."""
-
-    sizes: set[tuple[int, int]] = field(default_factory=set)
-    channels: int = 1
-    labelled: bool = False
-    left_out: list[str] = field(default_factory=list)
-
-    def describe(self) -> tuple[Facts, tuple[str, ...]]:
-        facts = Facts(
-            channels=self.channels,
-            image_size=next(iter(self.sizes)) if len(self.sizes) == 1 else None,
-            labels_field="cls" if self.labelled else None,
-        )
-        shown = self.left_out[:NAMES_IN_A_NOTE]
-        more = len(self.left_out) - len(shown)
-        notes = [f"{len(self.left_out)} files that are no readable images were left out: {'; '.join(shown)}"]
-        return facts, tuple(note + (f"; and {more} more" if more else "") for note in notes if shown)
-
-
 def split_of(name: str, pictures: list[Picture], classes: tuple[str, ...] | None, config: Shrinking) -> Split:
     """The pictures as a set to write, shuffled; unreadable ones are left out with a note."""
-    survey = _Survey(labelled=classes is not None)
-    ordered = [pictures[place] for place in shuffled([picture.key for picture in pictures], config.seed)]
+    seen = Seen()
     return Split(
         name=name,
-        samples=_samples(ordered, survey, config),
+        samples=[pictures[place] for place in shuffled([picture.key for picture in pictures], config.seed)],
         num_samples=len(pictures),
         num_bytes=sum(picture.size for picture in pictures),
-        describe=survey.describe,
+        describe=lambda: (image_set_facts(seen, classes is not None), left_out_note(seen)),
         classes=classes,
+        make=partial(_sample, config=config),
+        seen=seen,
     )
 
 
-def _samples(pictures: Sequence[Picture], survey: _Survey, config: Shrinking) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for picture in pictures:
-        try:
-            data, name = picture.read(), picture.field
-            height, width, channels = image_facts(data)
-            if config.max_side is not None and max(height, width) > config.max_side:
-                name, data = "jpg", _shrunk(data, channels, config.max_side, config.quality)
-                height, width, channels = image_facts(data)
-        except (SampleError, OSError) as error:
-            reason = error.reason if isinstance(error, SampleError) else error.strerror
-            survey.left_out.append(f"{picture.where} ({reason})")
-            continue
-        survey.sizes.add((height, width))
-        survey.channels = max(survey.channels, channels)
-        label = {} if picture.label is None else {"cls": str(picture.label).encode()}
-        yield picture.key, {SAME_FIELD.get(name, name): data, **label}
+def image_set_facts(seen: Seen, labelled: bool) -> Facts:
+    """What a set tells of its images, whose kinds are (height, width, channels)."""
+    sizes = {kind[:2] for kind in seen.kinds}
+    return Facts(
+        channels=max((kind[2] for kind in seen.kinds), default=1),
+        image_size=(min(sizes)[0], min(sizes)[1]) if len(sizes) == 1 else None,
+        labels_field="cls" if labelled else None,
+    )
+
+
+def left_out_note(seen: Seen, what: str = "files that are no readable images") -> tuple[str, ...]:
+    """How many were left out, and the first of them."""
+    if not seen.left_out:
+        return ()
+    more = len(seen.left_out) - NAMES_IN_A_NOTE
+    shown = "; ".join(seen.left_out[:NAMES_IN_A_NOTE]) + (f"; and {more} more" if more > 0 else "")
+    return (f"{len(seen.left_out)} {what} were left out: {shown}",)
+
+
+def _sample(picture: Picture, config: Shrinking) -> Made | LeftOut:
+    label = {} if picture.label is None else {"cls": str(picture.label).encode()}
+    try:
+        field, data, kind = fitted(picture.read(), picture.field, config)
+    except (SampleError, OSError) as error:
+        reason = error.reason if isinstance(error, SampleError) else error.strerror
+        return LeftOut(f"{picture.where} ({reason})")
+    return Made(picture.key, {field: data, **label}, kind)
+
+
+def fitted(data: bytes, name: str, config: Shrinking) -> tuple[str, bytes, tuple[int, int, int]]:
+    """(field, bytes, (height, width, channels)) of an image, shrunk where that is asked for.
+
+    Args:
+        name: its lower-case extension.
+
+    Raises:
+        SampleError: it is none, or damaged.
+    """
+    height, width, channels = image_facts(data)
+    if config.max_side is not None and max(height, width) > config.max_side:
+        name, data = "jpg", _shrunk(data, channels, config.max_side, config.quality)
+        height, width, channels = image_facts(data)
+    return SAME_FIELD.get(name, name), data, (height, width, channels)
 
 
 def _shrunk(data: bytes, channels: int, max_side: int, quality: int) -> bytes:

@@ -92,7 +92,7 @@ def pack(source: str | None, out: Path, config: Config, progress: Progress = no_
     with _folder(out, config.layout) as folder:
         _render_all(folder, config, progress)
         chosen = {"height": None, "quality": config.quality, "labels": True}
-        shards = config.model_dump(include={"seed", "shard_bytes", "samples_per_shard"})
+        shards = config.model_dump(include=set(PackConfig.model_fields))
         return cityscapes.pack_layout(
             folder,
             out,

@@ -12,23 +12,44 @@ wheels on PyPI carry FFmpeg's decoders: H.264, HEVC, VP9, MPEG-4, MJPEG.
 
 from __future__ import annotations
 
-import tempfile
+import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from data_pipelines.base import SampleError, UserError
+from data_pipelines.base import DataError, SampleError, UserError, digest_of, write_atomically
 from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
 from data_pipelines.pack.classes import Classes, read_classes
-from data_pipelines.pack.clips import clip_fields, few, jpeg, read_frames, read_labels, scaled, scaled_labels
+from data_pipelines.pack.clips import (
+    clip_fields,
+    few,
+    jpeg,
+    only_size,
+    read_frames,
+    read_labels,
+    scaled,
+    scaled_labels,
+)
 from data_pipelines.pack.imagefolder import key_of, printable
-from data_pipelines.pack.writer import PackConfig, Progress, Split, held_out, no_progress, shuffled, write_sets
+from data_pipelines.pack.writer import (
+    Made,
+    PackConfig,
+    Progress,
+    Seen,
+    Split,
+    held_out,
+    no_progress,
+    shuffled,
+    write_sets,
+)
 from data_pipelines.shards import Dataset, Facts
 
 FILES = ("mp4", "m4v", "mov", "avi", "mkv", "webm")
@@ -43,8 +64,8 @@ class Config(PackConfig):
     """Frames from the start of one snippet to that of the next; `snippet_frames` when unset."""
     frames_per_second: float | None = Field(None, gt=0)
     """Of the frames; what the video files say when unset."""
-    height: int | None = Field(None, gt=0)
-    """Of the packed frames in pixels, their sides in proportion; as they are when unset."""
+    height: int | None = Field(None, gt=0, multiple_of=2)
+    """Of the packed frames in pixels, their sides in proportion and even; as they are when unset."""
     quality: int = Field(90, ge=1, le=95)
     """JPEG quality of frames that are not passed through as they are."""
     val_fraction: float = Field(0.05, ge=0, lt=1)
@@ -61,6 +82,8 @@ class Video:
     frames: tuple[Path, ...]
     labels: Mapping[int, Path]
     frames_per_second: float | None = None
+    lost: int = 0
+    """Frames that its header counts, and that could not be decoded."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +99,14 @@ def pack(source: str | None, out: Path, config: Config, progress: Progress = no_
     """Write the snippets of all videos, shuffled over all shards; whole videos are held out.
 
     Raises:
-        UserError: no videos; label maps without names, of some frames or of unknown classes; a file that OpenCV cannot
+        UserError: no videos; label maps without names, of some frames or of unknown classes; no file that OpenCV can
             decode.
     """
     if source is None:
         raise UserError("data pack video: want a folder of videos: thalweg data pack video IN OUT")
     given = Path(source)
-    with ExitStack() as stack:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.frames-"))
-        videos = _videos(given, Path(scratch), config, progress)
+    with _scratch(out) as scratch:
+        videos, broken = _videos(given, scratch, config, progress)
         classes = _classes(given, videos) if config.labels else None
         side = held_out([video.name for video in videos], config.val_fraction, config.seed)
         chosen = {
@@ -93,22 +114,45 @@ def pack(source: str | None, out: Path, config: Config, progress: Progress = no_
             "val": [video for video, held in zip(videos, side, strict=True) if held],
         }
         pace = config.frames_per_second or _pace(videos)
-        splits = [_split(name, members, classes, pace, config) for name, members in chosen.items() if members]
+        splits = [_split(name, members, classes, pace, broken, config) for name, members in chosen.items() if members]
         return write_sets(out, splits, config, name=given.resolve().stem, source=source, progress=progress)
 
 
-def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> list[Video]:
-    """All videos of IN, files decoded into `scratch`."""
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """Where files are decoded to; what an interrupted command has decoded is there again."""
+    folder = out.parent / f".{out.name}.frames"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except (KeyboardInterrupt, DataError):
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> tuple[list[Video], list[str]]:
+    """All videos of IN, files decoded into `scratch`; and the files that cannot be, in words."""
     if not given.exists():
         raise UserError(f"data pack video: {given} does not exist")
-    videos = []
+    videos, broken = [], []
     for path in _places(given):
         place = path.resolve().name if path == given else str(path.relative_to(given))
         name = key_of(place if path.is_dir() else str(Path(place).with_suffix("")))
         if path.is_dir():
             videos.append(_with_labels(name, path, config))
-        else:
-            videos.append(_decoded(name, path, scratch / str(len(videos)), config, progress))
+            continue
+        try:
+            videos.append(_decoded(name, path, scratch, config, progress))
+        except SampleError as error:
+            broken.append(f"{printable(str(path))} ({error.reason})")
+    if broken and not videos:
+        raise UserError(
+            f"data pack video: OpenCV cannot decode {few(broken)}; convert them (ffmpeg -i IN -c:v libx264 "
+            f"OUT.mp4), or unpack their frames into folders"
+        )
     if not videos:
         raise UserError(
             f"data pack video: no videos in {given}: want folders of frames (.{', .'.join(IMAGE_FIELDS)}), or files "
@@ -117,7 +161,7 @@ def _videos(given: Path, scratch: Path, config: Config, progress: Progress) -> l
     uses = Counter(video.name for video in videos)
     if twice := [name for name, count in uses.items() if count > 1]:
         raise UserError(f"data pack video: {few(twice)} is the name of two videos below {given}; rename one")
-    return videos
+    return videos, broken
 
 
 def _places(given: Path) -> Iterator[Path]:
@@ -142,31 +186,43 @@ def _with_labels(name: str, folder: Path, config: Config) -> Video:
     return Video(name, frames, labels)
 
 
-def _decoded(name: str, path: Path, folder: Path, config: Config, progress: Progress) -> Video:
-    """The frames of a video file, as JPEGs in a new folder."""
+def _decoded(name: str, path: Path, scratch: Path, config: Config, progress: Progress) -> Video:
+    """The frames of a video file, as JPEGs in a folder of the scratch; decoded once for a file and a size.
+
+    Raises:
+        SampleError: there is no frame in it that OpenCV can decode.
+    """
+    status = path.stat()
+    folder = scratch / digest_of([str(path), status.st_size, status.st_mtime_ns, config.height, config.quality])
+    if not (folder / "film.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        film = _decode(path, folder, config, progress)
+        write_atomically(folder / "film.json", json.dumps(film))
+    film = json.loads((folder / "film.json").read_text())
+    frames = tuple(folder / f"{number:08d}.jpg" for number in range(film["frames"]))
+    return Video(name, frames, {}, film["frames_per_second"], film["expected"] - film["frames"])
+
+
+def _decode(path: Path, folder: Path, config: Config, progress: Progress) -> dict[str, Any]:
+    """Write the frames of a video file; how many there are, and what its header says."""
     import cv2  # takes half a second to import, and frame folders do without it
 
     reader = cv2.VideoCapture(str(path))
-    if not reader.isOpened():
-        raise UserError(
-            f"data pack video: OpenCV cannot decode {printable(str(path))}; convert it (ffmpeg -i IN -c:v libx264 "
-            f"OUT.mp4), or unpack its frames into a folder"
-        )
-    folder.mkdir()
-    frames: list[Path] = []
-    expected = max(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
+    expected, frames = max(int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), 0), 0
     while True:
         there, pixels = reader.read()
         if not there:
             break
-        progress(f"decode {printable(path.name)}", len(frames), max(expected, len(frames) + 1))
-        frames.append(folder / f"{len(frames):08d}.jpg")
-        frames[-1].write_bytes(jpeg(scaled(pixels[..., ::-1].copy(), config.height), config.quality))
+        progress(f"decode {printable(path.name)}", frames, max(expected, frames + 1))
+        data = jpeg(scaled(pixels[..., ::-1].copy(), config.height), config.quality)
+        (folder / f"{frames:08d}.jpg").write_bytes(data)
+        frames += 1
     pace = float(reader.get(cv2.CAP_PROP_FPS))
     reader.release()
     if not frames:
-        raise UserError(f"data pack video: {printable(str(path))} holds no frame that OpenCV can decode")
-    return Video(name, tuple(frames), {}, round(pace, 3) or None)
+        raise SampleError("no frame that can be decoded")
+    return {"frames": frames, "expected": max(expected, frames), "frames_per_second": round(pace, 3) or None}
 
 
 def _pace(videos: Sequence[Video]) -> float | None:
@@ -200,30 +256,26 @@ def _classes(given: Path, videos: Sequence[Video]) -> Classes | None:
     return read[0]
 
 
-@dataclass
-class _Survey:
-    """What was seen while packing."""
-
-    snippets: Sequence[Snippet]
-    classes: Classes | None
-    pace: float | None
-    notes: tuple[str, ...]
-    sizes: set[tuple[int, int]] = field(default_factory=set)
-
-    def describe(self) -> tuple[Facts, tuple[str, ...]]:
-        first = self.snippets[0]
-        facts = {
-            "channels": 3,
-            "image_size": next(iter(self.sizes)) if len(self.sizes) == 1 else None,
-            "frames": len(first.frames),
-            "frames_per_second": self.pace,
-            "label_frames": tuple(sorted(first.labels)),
-            **(self.classes.facts() if self.classes else {}),
-        }
-        return Facts.model_validate(facts), self.notes
+def _facts(snippet: Snippet, classes: Classes | None, pace: float | None, seen: Seen) -> Facts:
+    facts = {
+        "channels": 3,
+        "image_size": only_size(seen),
+        "frames": len(snippet.frames),
+        "frames_per_second": pace,
+        "label_frames": tuple(sorted(snippet.labels)),
+        **(classes.facts() if classes else {}),
+    }
+    return Facts.model_validate(facts)
 
 
-def _split(name: str, videos: Sequence[Video], classes: Classes | None, pace: float | None, config: Config) -> Split:
+def _split(
+    name: str,
+    videos: Sequence[Video],
+    classes: Classes | None,
+    pace: float | None,
+    broken: Sequence[str],
+    config: Config,
+) -> Split:
     snippets = [snippet for video in videos for snippet in _cut(video, config)]
     if not snippets:
         longest = max(len(video.frames) for video in videos)
@@ -233,18 +285,30 @@ def _split(name: str, videos: Sequence[Video], classes: Classes | None, pace: fl
         )
     if classes is not None:
         _refuse_unlike(snippets)
-    unused = sum(_left_over(video, config) for video in videos)
-    notes = (f"frames at the ends of videos that make no whole snippet were left out: {unused}",) if unused else ()
     ordered = [snippets[place] for place in shuffled([snippet.key for snippet in snippets], config.seed)]
-    survey = _Survey(ordered, classes, pace, notes)
+    notes, seen = _notes(videos, broken, config), Seen()
     return Split(
         name=name,
-        samples=_samples(ordered, survey, config),
+        samples=ordered,
         num_samples=len(ordered),
         num_bytes=sum(path.stat().st_size for snippet in ordered for path in snippet.frames),
-        describe=survey.describe,
+        describe=lambda: (_facts(ordered[0], classes, pace, seen), notes),
         classes=tuple(classes.classes[number] for number in classes.kept) if classes else None,
+        make=partial(_sample, classes=classes, config=config),
+        seen=seen,
     )
+
+
+def _notes(videos: Sequence[Video], broken: Sequence[str], config: Config) -> tuple[str, ...]:
+    """What was left out of a split, and the files of which no split has anything."""
+    notes = []
+    if broken:
+        notes.append(f"{len(broken)} files that OpenCV cannot decode were left out of all splits: {few(broken)}")
+    if short := [f"{video.name} ({video.lost} frames)" for video in videos if video.lost]:
+        notes.append(f"{len(short)} files end before the last frame that their headers count: {few(short)}")
+    if unused := sum(_left_over(video, config) for video in videos):
+        notes.append(f"frames at the ends of videos that make no whole snippet were left out: {unused}")
+    return tuple(notes)
 
 
 def _count(video: Video, config: Config) -> int:
@@ -278,16 +342,13 @@ def _refuse_unlike(snippets: Sequence[Snippet]) -> None:
         )
 
 
-def _samples(snippets: Sequence[Snippet], survey: _Survey, config: Config) -> Iterator[tuple[str, dict[str, bytes]]]:
-    with ThreadPoolExecutor() as pool:
-        for snippet in snippets:
-            frames, size = read_frames(pool, snippet.key, snippet.frames, lambda path: _frame(path, config))
-            survey.sizes.add(size)
-            labels = {}
-            for number, path in snippet.labels.items():
-                assert survey.classes is not None
-                labels[number] = _label_map(path, survey.classes, *size)
-            yield snippet.key, clip_fields(frames, labels)
+def _sample(snippet: Snippet, classes: Classes | None, config: Config) -> Made:
+    frames, size = read_frames(snippet.key, snippet.frames, lambda path: _frame(path, config))
+    labels = {}
+    for number, path in snippet.labels.items():
+        assert classes is not None
+        labels[number] = _label_map(path, classes, *size)
+    return Made(snippet.key, clip_fields(frames, labels), size)
 
 
 def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:
@@ -295,7 +356,8 @@ def _frame(path: Path, config: Config) -> tuple[bytes, tuple[int, int]]:
     try:
         data = path.read_bytes()
         height, width, _ = image_facts(data)
-        if path.suffix.lower() in {".jpg", ".jpeg"} and config.height in {None, height}:
+        fits = config.height is None or (config.height == height and width % 2 == 0)
+        if fits and path.suffix.lower() in {".jpg", ".jpeg"}:
             return data, (height, width)
         pixels = scaled(decode_image(data), config.height)
     except (SampleError, OSError) as error:

@@ -1,33 +1,53 @@
-"""What all sources share: samples in, shards with indexes and a manifest out, whole or not at all."""
+"""What all sources share: samples in, shards with indexes and a manifest out, whole or not at all.
+
+A shard is a function of its own samples alone. So workers make shards side by side, an interrupted command keeps those
+that were done, and the bytes are the same whatever happened on the way.
+"""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import tarfile
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from hashlib import blake2b
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from data_pipelines.base import Strict, UserError, write_atomically
+from data_pipelines.base import Strict, UserError, canonical_json, write_atomically
 from data_pipelines.hashing import mix, word
-from data_pipelines.indexer import write_index
-from data_pipelines.shards import MANIFEST, Dataset, Facts, Manifest, Shard, shard_of
+from data_pipelines.near import MAX_BITS, NEAR_BITS, near_any
+from data_pipelines.pack.makers import Task, Work, make_shards
+from data_pipelines.pack.shard import Fields, LeftOut, Made, Record, Seen, Unwanted, write_shard
+from data_pipelines.pack.stage import Stage, staged
+from data_pipelines.pack.statistics import STATISTICS, statistics
+from data_pipelines.shards import MANIFEST, Dataset, Facts, Manifest
 from data_pipelines.tar import BLOCK
+
+__all__ = [
+    "LeftOut",
+    "Made",
+    "PackConfig",
+    "Progress",
+    "Seen",
+    "Split",
+    "held_out",
+    "no_progress",
+    "shuffled",
+    "write_sets",
+]
 
 FEW_SHARDS = 8
 FEW_SAMPLES = 64
-NAME_BYTES = 100
-MAX_SIZE = 8**11 - 1
-BLANK_HEADER = tarfile.TarInfo("").tobuf(tarfile.PAX_FORMAT)
+WORTH_WORKERS = 2**25
+"""Bytes of a set from which workers are started unasked."""
+NAMED_IN_A_NOTE = 5
+LAYOUT = 2
+"""Of shards and records; another one begins anew what was interrupted."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
@@ -42,12 +62,21 @@ class PackConfig(Strict):
 
     name: str | None = Field(None, pattern=r"^[^/\x00]+$")
     """Of the sets; the source's when unset. A mixture's sets have names of their own, which key their order."""
+    licence: str | None = None
+    """Of the samples, for the manifest; the source's own when unset."""
     seed: int = Field(0, ge=0)
     """Of the global shuffle and of splits."""
     shard_bytes: int = Field(64 * 2**20, gt=0)
     """Size to aim at; small sets are cut into several shards all the same."""
     samples_per_shard: int | None = Field(None, gt=0)
     """Overrides `shard_bytes`."""
+    workers: int | None = Field(None, gt=0)
+    """Processes that make shards side by side, where samples are made one by one; as many as there are cores, and one
+    for a small set, when unset. The bytes do not depend on it."""
+    exclude_near: tuple[str, ...] = ()
+    """Packed sets, of an eval for instance: images that look like one of theirs are left out."""
+    near_bits: int = Field(NEAR_BITS, ge=0, le=MAX_BITS)
+    """Of 64 by which the perceptual hashes of like images may differ."""
 
 
 @dataclass(frozen=True)
@@ -56,47 +85,28 @@ class Split:
 
     Attributes:
         name: of its folder below OUT.
-        samples: (key, fields) in the order they shall have on disk.
+        samples: (key, fields) in the order they shall have on disk; where there is `make`, what it makes samples of.
         num_samples: how many there will be at most.
         num_bytes: about how many bytes their fields have together.
         describe: called when all samples are written; gives the facts, and notes on what was left out.
         classes: class names by number.
         extra_files: written beside the shards, by name.
+        make: one sample from an entry of `samples`, in any process, by nothing but that entry; None where they are
+            samples already, which are then written in this process and made anew after an interruption.
+        identity: what `make` reads besides its entry, by a name that changes when it does.
+        seen: what the written samples were like, for `describe`.
     """
 
     name: str
-    samples: Iterable[tuple[str, Mapping[str, bytes]]]
+    samples: Iterable[tuple[str, Fields]] | Sequence[Any]
     num_samples: int
     num_bytes: int
     describe: Callable[[], tuple[Facts, tuple[str, ...]]]
     classes: tuple[str, ...] | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name at the end, or vanishes when packing fails.
-
-    Raises:
-        UserError: `out` holds something already, or its disk is full.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"output {out} exists and is not empty; choose another folder or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    except OSError as error:
-        raise UserError(f"output {out}: {error.strerror}") from None
-    try:
-        yield stage
-        stage.chmod(0o755)
-        stage.replace(out)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise UserError(f"output {out}: no space left on its disk; nothing was kept of this attempt") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    make: Callable[[Any], Made | LeftOut] | None = None
+    identity: str = ""
+    seen: Seen = field(default_factory=Seen)
 
 
 def write_sets(
@@ -113,14 +123,20 @@ def write_sets(
 
     Raises:
         UserError: `out` is not empty, or there is no space.
+        DataError: a worker was killed; the shards that were done are kept for the next attempt.
     """
     splits, name = list(splits), config.name or name
     _refuse_full_disk(out, sum(split.num_bytes + 3 * BLOCK * split.num_samples for split in splits))
+    unwanted = near_any(config.exclude_near, config.near_bits, progress) if config.exclude_near else None
     with staged(out) as stage:
+        stage.begin(_identity(splits, config, name, source))
         for split in splits:
-            folder = stage / split.name
-            folder.mkdir()
-            shards, fields = _write_shards(folder, split, config, progress)
+            folder = stage.folder / split.name
+            folder.mkdir(exist_ok=True)
+            records = _write_shards(folder, split, config, stage, unwanted, progress)
+            for record in records:
+                split.seen.add(record.seen())
+            shards = [record.shard for record in records if record.shard is not None]
             if not shards:
                 raise UserError(f"data pack {name}: no readable sample for the split {split.name!r}")
             for file, content in split.extra_files.items():
@@ -129,13 +145,14 @@ def write_sets(
             manifest = Manifest.make(
                 name=f"{name}-{split.name}",
                 source=source,
-                licence=licence,
-                fields=fields,
+                licence=config.licence if config.licence is not None else licence,
+                fields=sorted({field for record in records for field in record.fields}),
                 facts=facts,
                 classes=split.classes,
                 shards=shards,
-                notes=notes,
+                notes=notes + _near_note(split.seen.near, config),
             )
+            write_atomically(folder / STATISTICS, statistics(split.seen, shards, split.classes))
             write_atomically(folder / MANIFEST, manifest.to_bytes())
     return [Dataset.open(str(out / split.name)) for split in splits]
 
@@ -172,58 +189,72 @@ def samples_per_shard(num_samples: int, num_bytes: int, config: PackConfig) -> i
 
 
 def _write_shards(
-    folder: Path, split: Split, config: PackConfig, progress: Progress
-) -> tuple[list[Shard], tuple[str, ...]]:
+    folder: Path, split: Split, config: PackConfig, stage: Stage, unwanted: Unwanted | None, progress: Progress
+) -> list[Record]:
     size = samples_per_shard(split.num_samples, split.num_bytes, config)
-    fields: set[str] = set()
-    shards: list[Shard] = []
+    tars = (folder / f"{split.name}-{number:06d}.tar" for number in count())
+    if split.make is None:
+        return list(_write_stream(tars, split, size, unwanted, progress))
+    assert isinstance(split.samples, Sequence)
+    total = len(split.samples)
+    tasks = [Task(next(tars), start, min(start + size, total)) for start in range(0, total, size)]
+    records = {task: record for task in tasks if (record := stage.finished(task.tar)) is not None}
+    left = [task for task in tasks if task not in records]
+    done = sum(task.stop - task.start for task in records)
+
+    def report(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(f"pack {split.name}", done, total)
+
+    work = Work(split.samples, split.make, unwanted)
+    for task, record in make_shards(work, left, _workers(split, len(left), config), report):
+        stage.finish(task.tar, record)
+        records[task] = record
+    return [records[task] for task in tasks]
+
+
+def _write_stream(
+    tars: Iterator[Path], split: Split, size: int, unwanted: Unwanted | None, progress: Progress
+) -> Iterator[Record]:
     samples = _reported(split, progress)
     while first := next(samples, None):
-        path = folder / f"{split.name}-{len(shards):06d}.tar"
-        _write_tar(path, chain([first], islice(samples, size - 1)))
-        index = write_index(path)
-        fields.update(index.header.fields)
-        shards.append(shard_of(path.name, index))
-    return shards, tuple(sorted(fields))
+        yield write_shard(next(tars), chain([first], islice(samples, size - 1)), unwanted)
 
 
-def _reported(split: Split, progress: Progress) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+def _reported(split: Split, progress: Progress) -> Iterator[Made]:
     done = 0
-    for done, sample in enumerate(split.samples):
+    for done, (key, fields) in enumerate(split.samples):
         progress(f"pack {split.name}", done, split.num_samples)
-        yield sample
+        yield Made(key, fields)
     progress(f"pack {split.name}", done + 1, done + 1)
 
 
-def _write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    with path.open("wb") as tar:
-        for key, fields in samples:
-            for name, content in fields.items():
-                _write_member(tar, f"{key}.{name}", content)
-        tar.write(bytes(2 * BLOCK))
-        tar.flush()
-        os.fsync(tar.fileno())
+def _workers(split: Split, shards: int, config: PackConfig) -> int:
+    unasked = len(os.sched_getaffinity(0)) if split.num_bytes >= WORTH_WORKERS else 1
+    return min(config.workers or unasked, shards)
 
 
-def _write_member(tar: BinaryIO, name: str, content: bytes) -> None:
-    """A member without time or owner, so that equal samples make equal tars."""
-    tar.write(_header(name, len(content)))
-    tar.write(content)
-    tar.write(bytes(-len(content) % BLOCK))
+def _identity(splits: Sequence[Split], config: PackConfig, name: str, source: str) -> str:
+    """Names what is written, byte for byte: what an interrupted command has left is kept for the same alone."""
+    settings = config.model_dump(mode="json", exclude={"workers"})
+    digest = blake2b(canonical_json([LAYOUT, name, source, settings]), digest_size=16)
+    for split in splits:
+        digest.update(canonical_json([split.name, split.identity, split.num_samples, split.num_bytes]))
+        if split.make is not None:
+            for entry in split.samples:
+                digest.update(repr(entry).encode("utf-8", "backslashreplace") + b"\0")
+    return digest.hexdigest()
 
 
-def _header(name: str, size: int) -> bytes:
-    """As `tarfile` writes it, at a tenth of the time where nothing is unusual about it: most samples are small."""
-    if len(name) > NAME_BYTES or not name.isascii() or size > MAX_SIZE:
-        info = tarfile.TarInfo(name)
-        info.size = size
-        return info.tobuf(tarfile.PAX_FORMAT)
-    header = bytearray(BLANK_HEADER)
-    header[: len(name)] = name.encode()
-    header[124:136] = b"%011o\0" % size
-    header[148:156] = b" " * 8  # counted as blanks in the sum
-    header[148:155] = b"%06o\0" % sum(header)
-    return bytes(header)
+def _near_note(near: Sequence[str], config: PackConfig) -> tuple[str, ...]:
+    if not near:
+        return ()
+    more = len(near) - NAMED_IN_A_NOTE
+    return (
+        f"{len(near)} samples that look like one of {', '.join(config.exclude_near)} were left out: "
+        f"{'; '.join(near[:NAMED_IN_A_NOTE])}" + (f"; and {more} more" if more > 0 else ""),
+    )
 
 
 def _refuse_full_disk(out: Path, num_bytes: int) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from data_pipelines.base import UserError
 from data_pipelines.decode import decode_image, image_bytes
 from data_pipelines.indexer import split_name
-from data_pipelines.pack import pack, writer
+from data_pipelines.pack import pack, shard
 from data_pipelines.pack.imagefolder import key_of
 from data_pipelines.shards import Dataset
 
@@ -185,7 +185,7 @@ def test_full_disk_is_told_and_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer, "write_index", full)
+    monkeypatch.setattr(shard, "write_index", full)
     with pytest.raises(UserError, match="no space left"):
         pack("imagefolder", str(folder), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -199,7 +199,7 @@ def test_unfinished_set_never_bears_its_name(folder, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         pack("imagefolder", str(folder), tmp_path / "out", {"samples_per_shard": 5}, progress=stop)
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.partial", "in"]
 
 
 def test_members_carry_neither_time_nor_owner(folder, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.base import UserError
 from data_pipelines.pack import pack
-from data_pipelines.pack.writer import MAX_SIZE, NAME_BYTES, _header
+from data_pipelines.pack.shard import MAX_SIZE, NAME_BYTES, header
 
 NAMES = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), min_size=1, max_size=NAME_BYTES + 5)
 
@@ -18,7 +18,7 @@ NAMES = st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), min_s
 def test_headers_are_those_of_tarfile(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
-    assert _header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
+    assert header(name, size) == info.tobuf(tarfile.PAX_FORMAT)
 
 
 def test_sets_may_be_given_a_name_of_their_own(tmp_path):
