@@ -14,8 +14,10 @@ from data_pipelines.pack import SOURCES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from data_pipelines.order import Order
     from data_pipelines.shards import Dataset
     from data_pipelines.views import View
+    from pretrain.config import Recipe
 
 PLAIN_LINE_EVERY_S = 10.0
 _OVERRIDE = re.compile(r"^[A-Za-z_][A-Za-z0-9_.]*=")
@@ -52,6 +54,13 @@ def add_parser(subparsers: Any) -> None:
     plan.add_argument("recipe", metavar="RECIPE", help="a recipe's name or YAML file")
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
     plan.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (1)")
+    plan.add_argument("--simulate", action="store_true", help="of a set that does not exist: --samples in --shards")
+    plan.add_argument("--samples", type=_whole, metavar="N", help="with --simulate: how many, 1e10 for instance")
+    plan.add_argument("--shards", type=_whole, metavar="N", help="with --simulate: tars they lie in")
+    plan.add_argument("--sample-bytes", type=float, metavar="N", help="mean size of a sample, where no data is here")
+    pace = plan.add_mutually_exclusive_group()
+    pace.add_argument("--step-seconds", type=float, metavar="S", help="time of a step: reads are told by second too")
+    pace.add_argument("--samples-per-s", type=float, metavar="N", help="the same, as samples/s of all ranks")
 
 
 def _add(commands: Any, name: str, words: str, handler: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
@@ -120,27 +129,59 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """`thalweg data plan RECIPE [key=value ...] --world-size W`."""
+    """`thalweg data plan RECIPE [key=value] --world-size W [--simulate]`; torch is not imported."""
     from fractions import Fraction
 
     from data_pipelines.plan import plan
     from pretrain.config import load_recipe
-    from pretrain.sources import open_sources, total_steps
+    from pretrain.sources import total_steps
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    sources = open_sources(recipe)
-    steps = total_steps(recipe, sources.num_samples)
-    num_bytes = sum(shard.bytes for dataset in sources.datasets for shard in dataset.manifest.shards)
+    batch, step_s = recipe.train.global_batch, arguments.step_seconds
+    if arguments.samples_per_s:
+        step_s = batch / arguments.samples_per_s
+    order, sample_bytes = _made_up(recipe, arguments) if arguments.simulate else _of_data(recipe)
+    num_samples = sum(stream.num_samples for stream in order.streams)
     figures = plan(
-        sources.order(recipe),
-        global_batch=recipe.train.global_batch,
+        order,
+        global_batch=batch,
         accumulation=recipe.train.accumulation,
         world_size=arguments.world_size,
-        epochs=Fraction(steps * recipe.train.global_batch, sources.num_samples),
-        sample_bytes=num_bytes / sources.num_samples,
+        epochs=Fraction(total_steps(recipe, num_samples) * batch, num_samples),
+        sample_bytes=arguments.sample_bytes or sample_bytes,
+        step_s=step_s,
     )
     print("\n".join(figures.lines()))
     return 0
+
+
+def _made_up(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Order, None]:
+    """The order in which the recipe would read so many samples."""
+    from data_pipelines.order import Order, default_lanes
+    from data_pipelines.plan import synthetic_stream
+
+    if not arguments.samples or not arguments.shards:
+        raise UserError("data plan --simulate: say --samples N and --shards N (ImageNet-1k: 1281167 in 1282)")
+    lanes = recipe.data.num_lanes or default_lanes(recipe.train.global_batch)
+    stream = synthetic_stream("simulated", arguments.samples, arguments.shards, lanes)
+    return Order(recipe.seed, [stream], lanes, window=recipe.data.window, shuffle=recipe.data.shuffle), None
+
+
+def _of_data(recipe: Recipe) -> tuple[Order, float]:
+    """The order of the recipe's own data, and the mean bytes of a sample."""
+    from pretrain.sources import open_sources
+
+    sources = open_sources(recipe)
+    num_bytes = sum(shard.bytes for dataset in sources.datasets for shard in dataset.manifest.shards)
+    return sources.order(recipe), num_bytes / sources.num_samples
+
+
+def _whole(text: str) -> int:
+    """A whole number, 1e10 too."""
+    number = float(text)
+    if not number.is_integer() or number < 1:
+        raise ValueError(text)
+    return int(number)
 
 
 def _view(recipe: str, dataset: Dataset) -> View:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines.base import UserError
 from data_pipelines.mixture import allot_lanes
 from data_pipelines.order import Order, Stream, check_batch, default_lanes, steps_of
 from data_pipelines.shards import Dataset
 from pretrain.config import Recipe
-from pretrain.objective import DataFacts
+
+if TYPE_CHECKING:
+    from pretrain.objective import DataFacts
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def check_sizes(recipe: Recipe, sources: Sources, world_size: int) -> None:
 
 def data_facts(dataset: Dataset) -> DataFacts:
     """What an objective may know of a set before any sample is read."""
+    from pretrain.objective import DataFacts  # torch comes with it, and planning does without
+
     facts = dataset.manifest.facts
     return DataFacts(
         channels=facts.channels,

@@ -19,7 +19,7 @@ def test_figures_of_a_known_run():
     figures = imagenet(4096, 64)
     assert figures.steps == 93_836  # ceil(300 * 1_281_167 / 4096)
     assert (figures.samples_per_rank_step, figures.micro_batch) == (512, 256)
-    assert figures.bytes_per_rank_step == 512 * 110_000
+    assert f"reads {512 * 0.11:.2f} MB in" in "\n".join(figures.lines())
     assert figures.legal_world_sizes == tuple(2**power for power in range(12))
     assert figures.open_shards_per_rank == 512
     assert 512 / 64 < figures.requests_per_rank_step < 512 / 64 + 1
@@ -59,8 +59,24 @@ def test_a_mixture_is_planned_dataset_by_dataset():
     assert len(figures.warnings) == 1
     text = "\n".join(figures.lines())
     assert "a: 100 samples in 2 shards, weight 0.75 (6 lanes); a step takes 24" in text
-    assert "legal world sizes: 1, 2, 4, 8" in text
-    assert "warning: dataset 'b' has 5 samples, but every step takes 8" in text
+    assert "ranks        4; legal: 1, 2, 4, 8" in text
+    assert "warning      dataset 'b' has 5 samples, but every step takes 8" in text
+
+
+def test_reads_are_told_by_step_and_by_second_where_the_pace_is_known():
+    order = Order(0, [synthetic_stream("a", 10_000, 10, 8)], 8, shuffle="full")
+    sizes = {"global_batch": 64, "accumulation": 1, "world_size": 4, "epochs": 1}
+    lines = plan(order, **sizes, sample_bytes=1e6, step_s=0.5).lines()
+    assert "             reads 16.00 MB in 16 requests a step; 32.00 MB in 32 a second" in lines
+    assert "all ranks    read 64.00 MB in 64 requests a step; 128.00 MB in 128 a second" in lines
+    assert not any("second" in line or "MB in" in line for line in plan(order, **sizes).lines())
+
+
+def test_indexes_of_open_shards_are_counted():
+    few_lanes, many_lanes = (Order(0, [synthetic_stream("a", 10**6, 100, lanes)], lanes) for lanes in (8, 64))
+    sizes = {"global_batch": 64, "accumulation": 1, "world_size": 8, "epochs": 1}
+    assert plan(few_lanes, **sizes).index_bytes == 10_000 * 80
+    assert plan(many_lanes, **sizes).index_bytes == 8 * 10_000 * 80
 
 
 def test_sizes_that_do_not_fit_are_refused_before_any_work():

@@ -1,5 +1,7 @@
 import argparse
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -89,10 +91,28 @@ def test_plan_tells_steps_before_anything_runs(pictures, tmp_path, capsys):
     capsys.readouterr()
     assert thalweg("plan", recipe, "--world-size", 2) == 0
     words = capsys.readouterr().out
-    assert "30 samples, 8 steps of 8" in words
-    assert "legal world sizes: 1, 2, 4, 8" in words
+    assert "steps        8 of 8 samples" in words
+    assert "ranks        2; legal: 1, 2, 4, 8" in words
     with pytest.raises(UserError, match="world_size=3"):
         thalweg("plan", recipe, "--world-size", 3)
+
+
+def test_a_plan_for_ten_billion_samples_takes_little_memory_and_no_torch(tmp_path):
+    words = ["data", "plan", "mae_vitb16", "train.global_batch=16384", "--world-size", "4096", "--simulate"]
+    words += ["--samples", "1e10", "--shards", "1e6", "--sample-bytes", "1e5", "--step-seconds", "0.5"]
+    program = (
+        "import resource, sys\n"
+        "from launch.cli import main\n"
+        f"code = main({words!r})\n"
+        "print('torch' in sys.modules, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *plan, last = done.stdout.splitlines()
+    assert "steps        976,562,500 of 16,384 samples, 5,651.40 days of 0.5 s a step" in plan
+    assert any(line.startswith("shuffle      a step reaches 98") for line in plan)
+    has_torch, kilobytes, code = last.split()
+    assert (has_torch, code) == ("False", "0")
+    assert int(kilobytes) < 200_000
 
 
 def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
