@@ -17,12 +17,12 @@ from typing import Self
 import numpy as np
 import torch
 
-from data_pipelines.base import DataError, SampleError
+from data_pipelines.base import DataError, SampleError, ThalwegError
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.hashing import mix
 from data_pipelines.ledger import slot_hash, total
 from data_pipelines.order import Order, check_batch, micro_positions
-from data_pipelines.quarantine import Line, Place, Quarantine
+from data_pipelines.quarantine import Line, Place, Quarantine, complaint, is_too_much
 from data_pipelines.shards import Dataset
 from data_pipelines.views import Draw, View
 from data_pipelines.workers import Workers
@@ -115,7 +115,7 @@ class RowReader(ABC):
         """The rows of some slots; a failure travels as words, since exceptions lose theirs between processes."""
         try:
             return _stack(positions, self._rows(positions))
-        except DataError as error:
+        except ThalwegError as error:
             return Rows.failed(str(error))
 
     def _rows(self, positions: np.ndarray) -> list[Row]:
@@ -230,7 +230,6 @@ class Loader:
         workers: processes that read ahead; 0 reads in this one. No part of the order.
         prefetch: micro batches each worker is ahead.
         quarantine: folder of the run's quarantine files; None keeps none.
-        max_quarantined: share of samples that may be replaced, beyond the first ten of this rank.
         attempt: of the run.
         timeout_s: longest wait for a micro batch.
 
@@ -256,7 +255,6 @@ class Loader:
         workers: int,
         prefetch: int,
         quarantine: Path | None,
-        max_quarantined: float,
         attempt: int = 1,
         timeout_s: float = WORKER_TIMEOUT_S,
     ) -> None:
@@ -264,7 +262,7 @@ class Loader:
         self._global_batch, self._accumulation = global_batch, accumulation
         self._rank, self._world_size, self._start = rank, world_size, start
         self._num_workers, self._prefetch, self._timeout_s = workers, prefetch, timeout_s
-        self._quarantine = Quarantine(quarantine, rank, attempt, max_quarantined)
+        self._quarantine = Quarantine(quarantine, rank)
         self._reader = _SlotReader(datasets, order, view, seed, attempt, self._quarantine.known)
         self._workers: Workers[np.ndarray, Rows] | None = None
         self.waited_s = 0.0
@@ -277,8 +275,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Start the workers at once, so that they read while the caller still prepares.
 
-        The iterator raises DataError: between steps when too much is unreadable, at any time when a worker dies or
-        hangs, or no substitute is left.
+        The iterator raises DataError when a worker dies or hangs, the store refuses, or no substitute is left.
         """
         self.close()
         self._workers = Workers(
@@ -309,15 +306,8 @@ class Loader:
                 if rows is None:  # closed meanwhile
                     return
                 batch = rows.batch()
-                self._quarantine.add(len(batch), rows.lines)
+                self._quarantine.add(rows.lines)
                 yield batch
-
-    def complaint(self) -> str | None:
-        """Too many samples of this rank were unreadable, in words; None while the budget holds.
-
-        Asked at step boundaries, so that all ranks can save before they stop.
-        """
-        return self._quarantine.complaint()
 
     def close(self) -> None:
         """End the workers; another `iter` starts again at `start`."""
@@ -372,7 +362,7 @@ def finite_batches(
         DataError: more than one in a hundred samples (and more than ten) cannot be read.
     """
     num_rows = min(dataset.num_samples, max_samples or dataset.num_samples)
-    quarantine = Quarantine(None, rank, 1, FINITE_MAX_SHARE)
+    seen, bad = 0, list[Line]()  # of this rank
     results = Workers(
         _FileReader(dataset, view, seed, num_rows),
         [
@@ -387,8 +377,11 @@ def finite_batches(
     try:
         for rows in results:
             batch = rows.batch()
-            quarantine.add(len(batch), rows.lines)
-            quarantine.check()
+            seen += len(batch)
+            bad += rows.lines
+            replaced = len({line.g for line in bad})
+            if is_too_much(replaced, seen, FINITE_MAX_SHARE):
+                raise DataError(complaint(replaced, seen, FINITE_MAX_SHARE, bad))
             yield batch
     finally:
         results.close()

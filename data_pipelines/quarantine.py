@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_pipelines.base import DataError
-
 FREE = 10
 """Replaced samples that are never too many."""
 WORST = 10
@@ -74,23 +72,16 @@ class Quarantine:
 
     Args:
         folder: of the run; None keeps nothing.
-        max_share: of the samples handed out in this attempt that may be replaced, beyond the first ten.
     """
 
-    def __init__(self, folder: Path | None, rank: int, attempt: int, max_share: float) -> None:
-        self._folder, self._rank, self._attempt, self._max_share = folder, rank, attempt, max_share
+    def __init__(self, folder: Path | None, rank: int) -> None:
+        self._folder, self._rank = folder, rank
         lines = read_lines(folder) if folder else []
         self.known = {line.g: line for line in lines}
         self._on_disk = set(lines)
-        self._seen = self._replaced = 0
-        self._bad: set[tuple[str, str]] = set()
 
-    def add(self, num_samples: int, lines: Iterable[Line]) -> None:
-        """Count a micro batch and put its bad samples on disk; to be called before the batch is used."""
-        lines = list(lines)
-        self._seen += num_samples
-        self._replaced += len({line.g for line in lines})
-        self._bad.update((line.shard, line.key) for line in lines)
+    def add(self, lines: Iterable[Line]) -> None:
+        """Put a micro batch's bad samples on disk; to be called before the batch is used."""
         new = [line for line in lines if line not in self._on_disk]
         if new and self._folder:
             self._append(self._folder, new)
@@ -105,25 +96,21 @@ class Quarantine:
             os.fsync(file.fileno())  # the weights of the next checkpoint depend on what is written here
         self._on_disk.update(lines)
 
-    def check(self) -> None:
-        """Stop when too much is bad.
 
-        Raises:
-            DataError: see `complaint`.
-        """
-        if words := self.complaint():
-            raise DataError(words)
+def is_too_much(num_replaced: int, num_samples: int, max_share: float) -> bool:
+    """Whether more of `num_samples` were replaced than their share allows, beyond the first ten."""
+    return num_replaced > max(FREE, max_share * num_samples)
 
-    def complaint(self) -> str | None:
-        """Too much is bad: how much, and the worst shards; None while the budget holds."""
-        if self._replaced <= max(FREE, self._max_share * self._seen):
-            return None
-        worst_shards = Counter(shard for shard, _ in sorted(self._bad)).most_common(WORST)
-        worst = ", ".join(f"{shard} ({count})" for shard, count in worst_shards)
-        return (
-            f"{self._replaced} of {self._seen} samples were unreadable on rank {self._rank}, more than the allowed "
-            f"share of {self._max_share:g}; worst shards: {worst}. See `thalweg data check` and data.max_quarantined"
-        )
+
+def complaint(num_replaced: int, num_samples: int, max_share: float, lines: Iterable[Line]) -> str:
+    """What `is_too_much`, in words that name the worst shards of `lines`."""
+    bad = {(line.shard, line.key) for line in lines}
+    worst_shards = Counter(shard for shard, _ in sorted(bad)).most_common(WORST)
+    worst = ", ".join(f"{shard} ({count})" for shard, count in worst_shards)
+    return (
+        f"{num_replaced} of {num_samples} samples were unreadable, more than the allowed share of {max_share:g}; "
+        f"worst shards: {worst}. See `thalweg data check` and data.max_quarantined"
+    )
 
 
 def _is_torn(path: Path) -> bool:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.base import ThalwegError, UserError
+from data_pipelines.base import SavedAndStopped, ThalwegError, UserError
 from pretrain.config import Recipe, load_recipe
 
 
@@ -57,6 +57,7 @@ def run_recipe(recipe: Recipe, *, rollback_to: int | None = None, debug: bool = 
     start_logging(None, 0, world.rank)
     from pretrain.loop import train
     from pretrain.profiling import memory_in_words
+    from pretrain.reading import ReadingError
     from pretrain.session import Session
 
     session: Session | None = None
@@ -70,7 +71,9 @@ def run_recipe(recipe: Recipe, *, rollback_to: int | None = None, debug: bool = 
         exit_code, words = error.exit_code, str(error)
         if exit_code == ThalwegError.exit_code:
             _log_traceback()
-        if world.rank == 0 or (session is not None and not isinstance(error, UserError) and exit_code != 85):
+        if world.rank == 0 or (
+            session is not None and not isinstance(error, UserError | SavedAndStopped | ReadingError)
+        ):
             say(error, debug)
     except Exception as error:
         exit_code, words = 1, f"{type(error).__name__}: {first_line(error)}"

@@ -14,14 +14,16 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from data_pipelines.base import SavedAndStopped, ThalwegError, UserError
+from data_pipelines.base import DataError, SavedAndStopped, ThalwegError, UserError
 from data_pipelines.batch import Batch
 from data_pipelines.ledger import NUM_LIMBS, from_limbs, to_limbs
+from data_pipelines.quarantine import complaint, is_too_much, read_lines
 from pretrain.engine import StepStats
 from pretrain.monitors import Alarms, EmbeddingStatistics
 from pretrain.optim import learning_rate
 from pretrain.profiling import Profiler
-from pretrain.session import Session
+from pretrain.reading import Fetched, ReadingError, failure_of_any
+from pretrain.session import Session, on_rank_0
 from pretrain.signals import StopFlag
 from pretrain.watchdog import Watchdog
 from pretrain.watching import online_probe, sketches, validate
@@ -35,28 +37,33 @@ def train(session: Session, stop: StopFlag) -> None:
     Raises:
         SavedAndStopped: a signal asked for it; a checkpoint was committed.
         UserError: too many bad steps in a row, or data unreadable beyond its budget: starting again would not help.
+        ReadingError: the data failed a rank; a checkpoint of the last whole step was committed.
         ThalwegError: the last checkpoint could not be written.
     """
     recipe, engine, progress = session.recipe, session.engine, session.progress
     watch = Watch(session)
     with Profiler(session) as profiler, Watchdog(session) as watchdog:
+        fetched = fetch(session, watchdog, progress.step)
+        if words := failure_of_any(session.world, fetched.failure):
+            raise ReadingError(words)
         while progress.step < session.total_steps:
             began = time.perf_counter()
-            with watchdog.reading():
-                batches = session.next_micro_batches()
-            waited = time.perf_counter() - began
+            batches = fetched.batches
             stats = engine.accumulate(batches)
-            bad_data = session.loader.complaint()
-            shared = share(session, stats, batches, (stop.is_set, bad_data is not None, session.is_written), waited)
-            complaint = session.guard.complaint(shared.loss, shared.grad_norm)
+            last = progress.step + 1 == session.total_steps
+            # of the next step, so that a rank whose data fails tells the others before they wait for it
+            fetched = fetch(session, watchdog, progress.step + 1)
+            flags = (stop.is_set, fetched.failure is not None, session.is_written)
+            shared = share(session, stats, batches, flags, fetched.waited_s)
+            bad_step = session.guard.complaint(shared.loss, shared.grad_norm)
             lr = learning_rate(progress.step, session.total_steps, recipe.optim, recipe.train.global_batch)
             weights = watch.weights_before()
-            if complaint is None:
+            if bad_step is None:
                 engine.apply(lr, progress.step / session.total_steps)
                 session.guard.took(shared.grad_norm)
             else:
                 engine.skip()
-                skip_or_give_up(session, complaint)
+                skip_or_give_up(session, bad_step)
             progress.step += 1
             progress.position += recipe.train.global_batch
             progress.ledger = (progress.ledger + shared.ledger) % LEDGER_MODULUS
@@ -65,21 +72,19 @@ def train(session: Session, stop: StopFlag) -> None:
             watchdog.beat()
             profiler.step()
 
-            last = progress.step == session.total_steps
-            if due(progress.step, recipe.validation.every, last) and session.sources.validation is not None:
-                watch.note(validate(session))
-                sketches(session)
-            if recipe.probe is not None and due(progress.step, recipe.probe.every, last):
-                watch.note(online_probe(session))
+            bad_data = is_too_much(progress.replaced, progress.position, recipe.data.max_quarantined)
+            looked = None if shared.no_data or bad_data else look(session, watch, last)
             if due(progress.step, recipe.monitor.log_every, last):
                 watch.write()
             if shared.all_written:
                 session.finish_save()
-            if shared.stop or shared.bad_data or due(progress.step, recipe.checkpoint.every, last):
+            stops = shared.stop or shared.no_data or bad_data or looked is not None
+            if stops or due(progress.step, recipe.checkpoint.every, last):
                 session.begin_save()
-            if shared.bad_data:
-                session.finish_save()
-                raise UserError("; ".join(words for words in session.world.gather_object(bad_data) if words))
+            if bad_data:
+                give_up_data(session)
+            if shared.no_data or looked is not None:
+                stop_reading(session, looked or failure_of_any(session.world, fetched.failure))
             if shared.stop and not last:
                 stop_here(session, stop)
         session.finish_save()
@@ -88,6 +93,52 @@ def train(session: Session, stop: StopFlag) -> None:
     session.event(
         "end", f"done: {session.total_steps} steps, {progress.position} samples, {progress.replaced} replaced"
     )
+
+
+def fetch(session: Session, watchdog: Watchdog, step: int) -> Fetched:
+    """This rank's micro batches of a step, or why there are none; nothing behind the last step."""
+    if step == session.total_steps:
+        return Fetched()
+    began = time.perf_counter()
+    batches, failure = [], None
+    with watchdog.reading():
+        try:
+            batches = session.next_micro_batches()
+        except DataError as error:
+            failure = str(error)
+    return Fetched(tuple(batches), failure, time.perf_counter() - began)
+
+
+def look(session: Session, watch: Watch, last: bool) -> str | None:
+    """Validation, sketches and the online probe, each at its interval; words when their data fails a rank."""
+    recipe, step = session.recipe, session.progress.step
+    try:
+        if due(step, recipe.validation.every, last) and session.sources.validation is not None:
+            watch.note(validate(session))
+            sketches(session)
+        if recipe.probe is not None and due(step, recipe.probe.every, last):
+            watch.note(online_probe(session))
+    except ReadingError as error:
+        return str(error)
+    return None
+
+
+def give_up_data(session: Session) -> NoReturn:
+    """Leave because too many samples of the whole run were unreadable; saved, since more of them may be allowed."""
+    session.finish_save()
+    progress, allowed = session.progress, session.recipe.data.max_quarantined
+
+    def words() -> str:
+        return complaint(progress.replaced, progress.position, allowed, read_lines(session.run.quarantine))
+
+    raise UserError(on_rank_0(session.world, words))
+
+
+def stop_reading(session: Session, words: str | None) -> NoReturn:
+    """Leave because the data failed a rank, saved if that can be."""
+    session.finish_save()
+    saved, step = session.saved_step, session.progress.step
+    raise ReadingError(f"{words}; " + (f"saved at step {step}" if saved == step else f"not saved since step {saved}"))
 
 
 def stop_here(session: Session, stop: StopFlag) -> NoReturn:
@@ -112,7 +163,7 @@ class Shared:
         loss: mean over the rows of the global batch.
         grad_norm: L2 norm over all parameters, before clipping.
         stop: some rank was asked to stop.
-        bad_data: some rank met more unreadable samples than the recipe allows.
+        no_data: some rank could not read the next step's batches.
         all_written: every rank has written its part of the save that is under way.
         waited: share of the ranks' time spent waiting for data, in seconds a rank.
         ledger: 128-bit sum over the step's slots.
@@ -122,7 +173,7 @@ class Shared:
     loss: float
     grad_norm: float
     stop: bool
-    bad_data: bool
+    no_data: bool
     all_written: bool
     waited: float
     replaced: int
@@ -143,13 +194,13 @@ def share(
     logs = [own[name] for name in names]
     limbs = to_limbs(sum(batch.ledger for batch in batches) % LEDGER_MODULUS)
     total = session.world.sum(np.concatenate([head, logs, limbs]).astype(np.float64))
-    loss_sum, rows, squared, stops, bad_data, written, waits, replaced = total[: len(head)]
+    loss_sum, rows, squared, stops, no_data, written, waits, replaced = total[: len(head)]
     ranks = session.world.world_size
     return Shared(
         loss=loss_sum / rows if rows else 0.0,
         grad_norm=math.sqrt(squared) if squared >= 0 else math.nan,
         stop=stops > 0,
-        bad_data=bad_data > 0,
+        no_data=no_data > 0,
         all_written=written == ranks,
         waited=waits / ranks,
         replaced=int(replaced),
@@ -158,14 +209,14 @@ def share(
     )
 
 
-def skip_or_give_up(session: Session, complaint: str) -> None:
-    """Count a bad step; raises UserError when the budget is spent."""
+def skip_or_give_up(session: Session, bad_step: str) -> None:
+    """Count a step that is bad in those words; raises UserError when the budget is spent."""
     spent = session.guard.skip()
-    session.event("skipped", f"step skipped: {complaint} ({session.guard.in_a_row} in a row)")
+    session.event("skipped", f"step skipped: {bad_step} ({session.guard.in_a_row} in a row)")
     if spent:
         session.finish_save()
         raise UserError(
-            f"run {session.run.root}: {session.guard.in_a_row} bad steps in a row, the last because {complaint}; "
+            f"run {session.run.root}: {session.guard.in_a_row} bad steps in a row, the last because {bad_step}; "
             f"lower optim.base_lr or set optim.clip_norm, and go on from an earlier checkpoint with --rollback-to STEP"
         )
 

@@ -32,6 +32,10 @@ from pretrain.scribe import Scribe, start_logging
 from pretrain.sources import Sources, check_sizes, open_sources, total_steps
 
 log = logging.getLogger("pretrain")
+
+SHARE_OF_WATCHDOG = 0.8
+"""Of its time that data workers may be silent: they are given up, and the run saved, before it bites."""
+
 Value = TypeVar("Value")
 
 
@@ -289,8 +293,8 @@ def _loader(
         workers=recipe.data.workers,
         prefetch=recipe.data.prefetch,
         quarantine=run.quarantine,
-        max_quarantined=recipe.data.max_quarantined,
         attempt=attempt,
+        timeout_s=SHARE_OF_WATCHDOG * recipe.monitor.watchdog_s,
     )
 
 

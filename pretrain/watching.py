@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data_pipelines.base import UserError
+from data_pipelines.batch import Batch
 from data_pipelines.loader import finite_batches
 from data_pipelines.shards import Dataset
+from data_pipelines.views import View
 from data_pipelines.views.image import PlainImage
 from pretrain import probes
+from pretrain.reading import in_step
 from pretrain.session import Session
+
+PICTURED = 8
+"""Samples a rank that the sketches show."""
+PROBE_ROWS = 64
+"""Rows that a rank embeds at once for the probe."""
 
 
 def validate(session: Session) -> dict[str, float]:
@@ -20,16 +29,8 @@ def validate(session: Session) -> dict[str, float]:
     assert session.sources.validation is not None
     engine = session.engine
     total: dict[str, float] = {}
-    for batch in finite_batches(
-        session.sources.validation,
-        engine.module.view,
-        seed=session.recipe.seed,
-        batch_size=_micro_rows(session),
-        rank=session.world.rank,
-        world_size=session.world.world_size,
-        workers=0,
-        max_samples=session.recipe.validation.max_samples,
-    ):
+    view, samples = engine.module.view, session.recipe.validation.max_samples
+    for batch in _batches(session, session.sources.validation, view, _micro_rows(session), samples):
         output, rows = engine.evaluate(batch)
         samples = float(batch.weight.sum())
         figures = {"loss": float(output.loss), "rows": rows, "samples": samples}
@@ -64,13 +65,8 @@ def sketches(session: Session) -> None:
     assert session.sources.validation is not None
     engine, world = session.engine, session.world
     batch = next(
-        iter(
-            finite_batches(
-                session.sources.validation, engine.module.view, seed=session.recipe.seed, batch_size=8,
-                rank=world.rank, world_size=world.world_size, workers=0, max_samples=8 * world.world_size,
-            )
-        )
-    )  # fmt: skip
+        _batches(session, session.sources.validation, engine.module.view, PICTURED, PICTURED * world.world_size)
+    )
     pictures = engine.sketch(batch.to(world.device))
     if world.rank == 0:
         for name, picture in pictures.items():
@@ -84,10 +80,7 @@ def _features(session: Session, dataset: Dataset, samples: int) -> tuple[torch.T
         return None
     view = PlainImage.model_validate({k: preprocessor[k] for k in PlainImage.model_fields if k in preprocessor})
     features, labels = [], []
-    for batch in finite_batches(
-        dataset, view, seed=session.recipe.seed, batch_size=64, rank=session.world.rank,
-        world_size=session.world.world_size, workers=0, max_samples=samples,
-    ):  # fmt: skip
+    for batch in _batches(session, dataset, view, PROBE_ROWS, samples):
         keep = (batch.weight > 0) & (batch["label"] >= 0)
         features.append(session.engine.embed(view.batch(batch.to(session.world.device))).float().cpu()[keep])
         labels.append(batch["label"][keep])
@@ -98,6 +91,15 @@ def _features(session: Session, dataset: Dataset, samples: int) -> tuple[torch.T
     x = torch.from_numpy(np.concatenate([part[0] for part in parts]))
     y = torch.from_numpy(np.concatenate([part[1] for part in parts]))
     return (x, y) if len(y) else None
+
+
+def _batches(session: Session, dataset: Dataset, view: View, batch_size: int, max_samples: int) -> Iterator[Batch]:
+    """This rank's batches of a finite stream; raises ReadingError on every rank alike."""
+    batches = finite_batches(
+        dataset, view, seed=session.recipe.seed, batch_size=batch_size, rank=session.world.rank,
+        world_size=session.world.world_size, workers=0, max_samples=max_samples,
+    )  # fmt: skip
+    return in_step(session.world, batches)
 
 
 def _micro_rows(session: Session) -> int:

@@ -20,7 +20,7 @@ from data_pipelines.ledger import expected
 from data_pipelines.loader import Loader
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.quarantine import read_lines, replaced
+from data_pipelines.quarantine import complaint, read_lines, replaced
 from data_pipelines.shards import Dataset, Facts
 from data_pipelines.storage import Storage
 from data_pipelines.views import Draw
@@ -62,7 +62,7 @@ def order_of(dataset, lanes=LANES):
 def loader_of(dataset, quarantine=None, *, lanes=LANES, **rest):
     settings = {
         "seed": 0, "global_batch": BATCH, "accumulation": 1, "rank": 0, "world_size": 1, "start": 0, "workers": 0,
-        "prefetch": 2, "max_quarantined": 1.0,
+        "prefetch": 2,
     }  # fmt: skip
     return Loader([dataset], order_of(dataset, lanes), Reading(), quarantine=quarantine, **{**settings, **rest})
 
@@ -99,36 +99,28 @@ def test_a_truncated_shard_costs_what_lies_behind_the_cut_and_every_loss_is_coun
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_shard_that_goes_missing_in_mid_run_is_replaced_within_the_budget_and_then_stops_in_words(
-    dataset, tmp_path, workers
-):
+def test_a_shard_that_goes_missing_in_mid_run_is_replaced(dataset, tmp_path, workers):
     held = Dataset.open(dataset.path)
     for number in (1, 4):
         shard(dataset, number).unlink()
         Path(f"{shard(dataset, number)}.index").unlink()
-    loader = loader_of(held, tmp_path / "quarantine", workers=workers, max_quarantined=0.2)
-    complaint = None
-    for batch in islice(loader, 40):
-        assert not {f"key{n:02d}" for n in (*range(10, 20), *range(40, 50))} & set(batch.keys)
-        complaint = loader.complaint()
-        if complaint:
-            break
-    loader.close()
-    assert "worst shards: " in complaint and "train-000001.tar" in complaint and "train-000004.tar" in complaint
+    folder = tmp_path / "quarantine"
+    batches = read(loader_of(held, folder, workers=workers), COUNT // BATCH)
+    assert not {f"key{n:02d}" for n in (*range(10, 20), *range(40, 50))} & set(keys(batches))
+    assert sum(batch.replaced for batch in batches) == 20
+    assert {line.shard for line in read_lines(folder)} == {"train-000001.tar", "train-000004.tar"}
 
 
 def test_of_many_bad_shards_the_ten_worst_are_named(tmp_path):
-    dataset = packed(tmp_path, 240, 12)
+    dataset, folder = packed(tmp_path, 240, 12), tmp_path / "quarantine"
     for number in range(20):
         tar, bad = shard(dataset, number), min(number, 11)
         content = bytearray(tar.read_bytes())
         for member in range(bad):
             content[dataset.index(number).span(member)[0]] ^= 0xFF
         tar.write_bytes(content)
-    loader = loader_of(Dataset.open(dataset.path), max_quarantined=0.1)
-    for _ in islice(loader, 20):  # one epoch: the share is far beyond the budget
-        pass
-    words = loader.complaint().split("worst shards: ")[1].split(". See")[0]
+    read(loader_of(Dataset.open(dataset.path), folder), 20)  # one epoch
+    words = complaint(11, 20, 0.1, read_lines(folder)).split("worst shards: ")[1].split(". See")[0]
     named = [part.split(" ")[0] for part in words.split(", ")]
     assert len(named) == 10
     assert set(named) == {f"train-{number:06d}.tar" for number in range(10, 20)}

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def order_of(datasets, seed=0, num_lanes=LANES, **rest):
 def loader_of(datasets, order, view=None, **rest):
     settings = {
         "seed": 0, "global_batch": 8, "accumulation": 1, "rank": 0, "world_size": 1, "start": 0, "workers": 0,
-        "prefetch": 2, "quarantine": None, "max_quarantined": 0.5,
+        "prefetch": 2, "quarantine": None,
     }  # fmt: skip
     return Loader(datasets, order, view or Reading(), **{**settings, **rest})
 
@@ -261,19 +260,14 @@ def test_a_substitute_that_turns_bad_is_replaced_by_the_next(packed, tmp_path):
     assert_equal(read(loader_of([packed], order, quarantine=folder, attempt=3), 1)[0], once[0])
 
 
-def test_too_many_bad_samples_are_told_in_words(packed):
+def test_replaced_rows_are_counted_with_their_batch(packed, tmp_path):
     for n in range(30, 45):
         damage(packed, f"key{n}")
-    order = order_of([packed], shuffle="none", num_lanes=1)
-    loader = loader_of([packed], order, global_batch=4, accumulation=2, max_quarantined=0.1)
-    replaced = 0
-    for seen, batch in enumerate(loader, start=1):
-        replaced += batch.replaced
-        complaint = loader.complaint()
-        assert (complaint is not None) == (replaced > max(10, 0.1 * 2 * seen)), "told with the batch that spends it"
-        if complaint:
-            break
-    assert re.search(r"12 of 42 samples .* worst shards: train-000002\.tar \(15\)", complaint)
+    order = order_of([packed], num_lanes=1)
+    batches = read(loader_of([packed], order, quarantine=tmp_path, global_batch=10), 6)
+    assert sum(batch.replaced for batch in batches) == 15 == len({line.g for line in read_lines(tmp_path)})
+    for batch in batches:
+        assert batch.replaced == len({line.g for line in read_lines(tmp_path)} & set(batch.positions.tolist()))
 
 
 def test_a_cut_without_a_readable_sample_ends_in_words(packed):
@@ -399,7 +393,7 @@ SCRIPT = """
     dataset = Dataset.open(sys.argv[1])
     order = Order(0, [Stream("set", dataset.shard_sizes, 4)], 4)
     loader = Loader([dataset], order, Slow(), seed=0, global_batch=8, accumulation=1, rank=0, world_size=1, start=0,
-                    workers=2, prefetch=4, quarantine=None, max_quarantined=0.0)
+                    workers=2, prefetch=4, quarantine=None)
     batches = iter(loader)
     next(batches)
     print(*loader.pids, flush=True)
