@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SOURCES = {
     "cityscapes": "data_pipelines.pack.cityscapes",
     "fashion_mnist": "data_pipelines.pack.fashion_mnist",
+    "hf": "data_pipelines.pack.hf",
     "imagefolder": "data_pipelines.pack.imagefolder",
     "imagenet": "data_pipelines.pack.imagenet",
     "mnist": "data_pipelines.pack.mnist",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import IO
 
 import numpy as np
+
+from data_pipelines.pack.shard import Made
 
 
 class Spool:
@@ -40,6 +43,36 @@ class Spool:
         return {
             name: self._file.read(stop - start) for name, start, stop in zip(self._fields, ends, ends[1:], strict=False)
         }
+
+
+class SampleSpool:
+    """Samples of any fields, in a file that vanishes with its handle.
+
+    Attributes:
+        keys: of the samples, in the order they came.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.keys: list[str] = []
+        self._file, self._starts = file, array("Q")
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all samples."""
+        return self._file.seek(0, io.SEEK_END)
+
+    def add(self, sample: Made) -> None:
+        """Append a sample."""
+        self.keys.append(sample.key)
+        self._starts.append(self._file.tell())
+        sizes = [[name, len(content)] for name, content in sample.fields.items()]
+        self._file.write(json.dumps([sizes, sample.kind]).encode() + b"\n" + b"".join(sample.fields.values()))
+
+    def read(self, number: int) -> Made:
+        """A sample again."""
+        self._file.seek(self._starts[number])
+        sizes, kind = json.loads(self._file.readline())
+        return Made(self.keys[number], {name: self._file.read(size) for name, size in sizes}, tuple(kind))
 
 
 def npy(values: np.ndarray) -> bytes:

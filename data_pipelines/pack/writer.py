@@ -85,7 +85,8 @@ class Split:
 
     Attributes:
         name: of its folder below OUT.
-        samples: (key, fields) in the order they shall have on disk; where there is `make`, what it makes samples of.
+        samples: (key, fields), or `Made`, in the order they shall have on disk; where there is `make`, a sequence of
+            what it makes samples of.
         num_samples: how many there will be at most.
         num_bytes: about how many bytes their fields have together.
         describe: called when all samples are written; gives the facts, and notes on what was left out.
@@ -224,9 +225,9 @@ def _write_stream(
 
 def _reported(split: Split, progress: Progress) -> Iterator[Made]:
     done = 0
-    for done, (key, fields) in enumerate(split.samples):
+    for done, sample in enumerate(split.samples):
         progress(f"pack {split.name}", done, split.num_samples)
-        yield Made(key, fields)
+        yield Made(*sample)
     progress(f"pack {split.name}", done + 1, done + 1)
 
 
