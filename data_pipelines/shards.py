@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ from data_pipelines.storage import (
 MANIFEST = "manifest.json"
 ASKED_FOR = 1000
 """Shards that are asked for one by one where a web server lists no folders."""
+LOOKED_AT = 10_000
+"""Local shards whose sizes are compared with the manifest at the start of a run."""
 COMPLETE_S = 60.0
 """Ranks of a machine that open a set within this time look for missing shards once."""
 
@@ -299,6 +302,30 @@ class Dataset:
             return self._places[shard]
         tar = join(self.path, self.manifest.shards[shard].file)
         return tar, tar + SUFFIX
+
+    def truncated(self) -> list[str]:
+        """Local shards with fewer bytes than the manifest says, and what that costs, in words; each is looked at once.
+
+        Of a set of more than `LOOKED_AT` shards none is: what is gone shows when it is read.
+        """
+        if self.is_remote or len(self.shard_sizes) > LOOKED_AT:
+            return []
+        sizes = (Path(self.place(shard)[0]).stat().st_size for shard in range(len(self.shard_sizes)))
+        return [
+            f"dataset {self.path}: {self._cost_of(shard, size)}"
+            for shard, size in enumerate(sizes)
+            if size < self.manifest.shards[shard].bytes
+        ]
+
+    def _cost_of(self, shard: int, size: int) -> str:
+        expected = self.manifest.shards[shard]
+        words = f"shard {expected.file} is truncated, {expected.bytes - size} of {expected.bytes} bytes are missing"
+        try:
+            index = self.index(shard)
+        except DataError:
+            return words
+        lost = sum(sum(index.span(member)) > size for member in range(index.num_samples))
+        return f"{words}, and with them {lost} of its {index.num_samples} samples"
 
     def _load_index(self, shard: int) -> Index:
         tar, sidecar = self.place(shard)

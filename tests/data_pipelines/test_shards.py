@@ -88,6 +88,19 @@ def test_truncated_shard_serves_what_precedes_the_cut(packed):
             dataset.read(3, member)
 
 
+def test_truncated_shards_are_named_before_anything_is_read(packed, monkeypatch):
+    assert packed.truncated() == []
+    whole = shard_path(packed, 3).stat().st_size
+    os.truncate(shard_path(packed, 3), packed.index(3).span(6)[0] + 5)
+    os.truncate(shard_path(packed, 1), whole - 1)  # of the end mark
+    missing = whole - shard_path(packed, 3).stat().st_size
+    first, second = Dataset.open(packed.path).truncated()
+    assert f"shard train-000001.tar is truncated, 1 of {whole} bytes are missing, and with them 0 of its 10" in first
+    assert f"train-000003.tar is truncated, {missing} of {whole} bytes are missing, and with them 4 of its 10" in second
+    monkeypatch.setattr("data_pipelines.shards.LOOKED_AT", 3)
+    assert Dataset.open(packed.path).truncated() == []
+
+
 def test_missing_shards_are_listed_at_open_and_quarantined_later(packed):
     held = Dataset.open(packed.path)
     for number in (1, 3):
