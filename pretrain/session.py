@@ -134,6 +134,10 @@ class Session:
         """Say what starts here, and from what."""
         for words in damaged:
             self.event("damaged", words)
+        if self.scribe is not None:  # one rank looks at the files
+            for dataset in (*self.sources.datasets, self.sources.validation):
+                for words in dataset.truncated() if dataset else ():
+                    self.event("damaged", f"{words}; they count as unreadable")
         for words in self.order.repeats_in_step(self.recipe.train.global_batch):
             self.event("repeats", words)
         if len(self.sources.datasets) > 1:
