@@ -28,6 +28,7 @@ BANDS, BAND_BITS = 4, 16
 MAX_BITS = 2 * BANDS + BANDS - 1
 """Beyond, most images are alike."""
 PAIRS_AT_ONCE = 2**22
+EXAMPLES = 5
 _COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(KEPT), np.arange(SIDE) + 0.5))
 """(8, 32), the first rows of a discrete cosine transform."""
 
@@ -245,3 +246,36 @@ def near_any(paths: Sequence[str], bits: int, progress: Progress) -> Callable[[M
         return sets[number].key(nearest - int(ends[number - 1] if number else 0))
 
     return like
+
+
+@dataclass(frozen=True)
+class NearReport:
+    """Attributes: lines: what looks alike, in words; keys: of a set's samples without which nothing does."""
+
+    lines: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def compare(path: str, others: Sequence[str], bits: int, progress: Progress) -> NearReport:
+    """Look for images of a set that look like an earlier one of it, or like one of other sets.
+
+    Raises:
+        UserError: one is no set of images, or `bits` is more than can be asked for.
+    """
+    if not 0 <= bits <= MAX_BITS:
+        raise UserError(f"images may differ in 0 to {MAX_BITS} of 64 bits to be alike, got {bits}")
+    own = Hashes.of(path, progress)
+    found = [(own, "an earlier one", like_earlier(own.values, bits))]
+    for other in others:
+        theirs = Hashes.of(other, progress)
+        found.append((theirs, f"one of {other}", like_others(own.values, theirs.values, bits)))
+    lines = [f"{path}: {len(own.values)} images; alike are hashes within {bits} of 64 bits"]
+    lines += [f"{len(alike.images)} look like {whom}{_examples(own, theirs, alike)}" for theirs, whom, alike in found]
+    images = np.unique(np.concatenate([alike.images for _, _, alike in found]))
+    return NearReport(tuple(lines), tuple(own.key(int(image)) for image in images))
+
+
+def _examples(own: Hashes, theirs: Hashes, alike: Alike) -> str:
+    nearest = np.argsort(alike.bits, kind="stable")[:EXAMPLES]
+    shown = [f"{own.key(int(alike.images[n]))} ~ {theirs.key(int(alike.others[n]))} ({alike.bits[n]})" for n in nearest]
+    return f": {', '.join(shown)}{', ...' if len(alike.images) > EXAMPLES else ''}" if shown else ""

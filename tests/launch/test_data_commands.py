@@ -9,7 +9,8 @@ from PIL import Image
 
 from data_pipelines.base import UserError
 from data_pipelines.shards import Dataset
-from launch.data_commands import Progress, add_parser
+from launch.data_commands import add_parser
+from launch.progress import Progress
 
 
 def thalweg(*words):
@@ -116,7 +117,7 @@ def test_a_plan_for_ten_billion_samples_takes_little_memory_and_no_torch(tmp_pat
 
 
 def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr("launch.data_commands.PLAIN_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("launch.progress.PLAIN_LINE_EVERY_S", 0.0)
     with Progress() as progress:
         progress("pack", 5, 10)
     assert "pack: 5 of 10, about 0 s left" in capsys.readouterr().err
