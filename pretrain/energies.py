@@ -29,13 +29,25 @@ def cosine(predicted: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1)
 
 
-def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Surprise at the true class in nats: logits (N, K), classes (N,) int64, to (N,).
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Surprise at the true class in nats: logits (N, K), classes (N,) int64, to (N,)."""
+    return F.cross_entropy(logits.float(), target, reduction="none")
+
+
+def smoothed(surprise: Tensor, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Surprise where a share of the target is spread evenly over all classes.
 
     Args:
-        smoothing: share of the target that is spread evenly over all classes (Szegedy 2015, arXiv:1512.00567, sec. 7).
+        surprise: (N,), the `cross_entropy` of the same; nothing is exponentiated a second time.
+        logits: (N, K).
+        target: (N,) int64.
+        smoothing: that share, in [0, 1).
+
+    Source: Szegedy 2015, arXiv:1512.00567, section 7.
     """
-    return F.cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+    logits = logits.float()
+    true = logits.gather(1, target[:, None]).squeeze(1)  # (N,)
+    return surprise + smoothing * (true - logits.sum(dim=1) / logits.shape[1])
 
 
 def gradient_difference(predicted: Tensor, target: Tensor) -> Tensor:

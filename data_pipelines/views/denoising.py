@@ -19,8 +19,9 @@ class Denoising(Seq2SeqRows):
     """Text infilling and sentence permutation, for each document of a row on its own.
 
     The encoder reads a document whose sentences are shuffled and in which spans of words became one mask token each,
-    spans of no words included; the decoder writes the document as it was, sep included. The decoder of every document
-    begins with the token its row begins with: cls, or the language's. Fields: `seq2seq.fields_of`, S = T = N.
+    spans of no words included; the decoder writes the document as it was, sep included. Encoder and decoder begin every
+    document with the token its row begins with: cls, or the language's. Fields: `seq2seq.fields_of`, S =
+    `source_tokens`, T = N.
 
     Source: Lewis 2019, arXiv:1910.13461, section 2.2; the words as unit, and mBART's numbers (0.35, 3.5): Liu 2020,
     arXiv:2001.08210, section 2.1. A document never grows: surplus spans of no words are left out.
@@ -47,7 +48,7 @@ class Denoising(Seq2SeqRows):
         pairs = [
             Pair(self._spoil(document, rng), np.concatenate([document.body, document.end])) for document in documents
         ]
-        return fields_of(pairs, self._start(row), self.special_tokens["pad"], self.row_tokens, self.row_tokens)
+        return fields_of(pairs, self._start(row), self.special_tokens["pad"], self.source_tokens, self.row_tokens)
 
     def _spoil(self, document: Document, rng: np.random.Generator) -> np.ndarray:
         body, marks = document.body, document.marks

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from data_pipelines.base import SampleError, Strict
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.views import Draw
-from data_pipelines.views.seq2seq import Pair, fields_of, without_padding
+from data_pipelines.views.seq2seq import Pair, fields_of
+from data_pipelines.views.sharing import sharing_rows
 from data_pipelines.views.tokens import read_tokens
 
 
@@ -21,7 +22,7 @@ class ParallelText(Strict):
     The encoder reads the source language's token, the sentence, sep; the decoder begins with the target language's
     token and writes the sentence and sep. Where the tokenizer has no token of a language, cls stands in. A pair with a
     field `tag` (back-translated) has the token `tag` behind the source language's: Caswell 2019, arXiv:1906.06442.
-    Fields: `seq2seq.fields_of`, every pair with the number 1.
+    Fields: `seq2seq.fields_of`; the pairs of a batch share rows (`sharing.sharing_rows`).
     """
 
     source: str
@@ -62,8 +63,8 @@ class ParallelText(Strict):
         return fields_of([pair], self.start(self.target), pad, self.max_source_tokens, self.max_target_tokens)
 
     def batch(self, batch: Batch) -> Batch:
-        """See `View.batch`."""
-        return without_padding(batch)
+        """See `View.batch`; pairs share rows."""
+        return sharing_rows(batch, self.special_tokens["pad"])
 
     def _text(self, sample: Sample, language: str) -> np.ndarray:
         return read_tokens(sample, f"{language}.npy", self.vocabulary_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,15 +11,21 @@ from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch
 from data_pipelines.views.tokens import NOT_ASKED, PlainTokens
 
+if TYPE_CHECKING:
+    import torch
+
 MULTIPLE = 8
 """Batches are cut to a multiple of this many tokens, so that few shapes occur."""
+SIDES = {"source": ("source",), "target": ("target", "labels")}
+"""What stands on each side of a pair, beside its attention and positions."""
 
 
 class Document(NamedTuple):
     """One document of a packed row.
 
     Attributes:
-        start: () or (1,) the token its row begins with, if it is the row's first.
+        start: (1,) the token its row begins with: every document is read by itself, so each has its own; () where the
+            row begins with its text.
         body: (n,) its text.
         marks: (n,) uint8 of the body: bit 0 begins a word, bit 1 a sentence.
         end: () or (1,) sep, unless the row ends before the document does.
@@ -47,14 +53,12 @@ def documents_of(row: dict[str, np.ndarray], marks: np.ndarray, special_tokens: 
     """The documents of a row of `PlainTokens`, in order, without padding."""
     tokens, attention = row["tokens"], row["attention"]
     used = int((attention > 0).sum())
-    borders = np.flatnonzero(np.diff(attention[:used])) + 1
+    begun = int(used > 0 and int(tokens[0]) in start_tokens(special_tokens))
+    borders = np.flatnonzero(np.diff(attention[begun:used])) + 1
     found = []
-    for place, (part, marked) in enumerate(
-        zip(np.split(tokens[:used], borders), np.split(marks[:used], borders), strict=True)
-    ):
-        first = int(place == 0 and used > 0 and int(part[0]) in start_tokens(special_tokens))
-        last = len(part) - int(len(part) > first and part[-1] == special_tokens.get("sep"))
-        found.append(Document(part[:first], part[first:last], marked[first:last], part[last:]))
+    for part, marked in zip(np.split(tokens[begun:used], borders), np.split(marks[begun:used], borders), strict=True):
+        last = len(part) - int(len(part) > 0 and part[-1] == special_tokens.get("sep"))
+        found.append(Document(tokens[:begun], part[:last], marked[:last], part[last:]))
     return found
 
 
@@ -102,17 +106,26 @@ def _side(parts: list[np.ndarray], size: int, filler: int) -> tuple[np.ndarray, 
 def without_padding(batch: Batch) -> Batch:
     """int64 fields, cut where all rows have nothing but padding left."""
     fields = {}
-    for side, names in (("source", ("source",)), ("target", ("target", "labels"))):
-        attention = batch[f"{side}_attention"]
-        used = int((attention > 0).any(dim=0).sum())
-        size = min(-(-max(used, 1) // MULTIPLE) * MULTIPLE, attention.shape[1])
+    for side, names in SIDES.items():
+        size = row_size(batch[f"{side}_attention"])
         for name in (*names, f"{side}_attention", f"{side}_positions"):
             fields[name] = batch[name][:, :size].long()
     return batch.with_fields(**fields)
 
 
+def row_size(attention: torch.Tensor) -> int:
+    """Tokens that the longest of (B, N) rows needs, in `MULTIPLE`s, N at most."""
+    used = int((attention > 0).any(dim=0).sum())
+    return min(-(-max(used, 1) // MULTIPLE) * MULTIPLE, attention.shape[1])
+
+
 class Seq2SeqRows(PlainTokens):
     """Packed rows as the base of views that spoil documents for an encoder and ask a decoder for them."""
+
+    @property
+    def source_tokens(self) -> int:
+        """S: room for a start token in front of every document, and documents have two tokens at least but for ends."""
+        return self.row_tokens + self.row_tokens // 2
 
     def batch(self, batch: Batch) -> Batch:
         """See `View.batch`."""

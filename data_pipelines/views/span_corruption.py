@@ -16,8 +16,9 @@ from data_pipelines.views.seq2seq import Pair, Seq2SeqRows, documents_of, fields
 class SpanCorruption(Seq2SeqRows):
     """Each span gives way to a sentinel; the decoder says each sentinel and what stood there, then sep.
 
-    Sentinels are numbered anew in every document. A document in which nothing was cut out asks for nothing. The decoder
-    begins with the token its row begins with. Fields: `seq2seq.fields_of`, S = N, T = `target_tokens`.
+    Sentinels are numbered anew in every document. A document in which nothing was cut out asks for nothing. Encoder and
+    decoder begin every document with the token its row begins with. Fields: `seq2seq.fields_of`, S = `source_tokens`,
+    T = `target_tokens`.
 
     Source: Raffel 2019, arXiv:1910.10683, section 3.1.4 (baseline objective), with the mean span of section 3.3.4. Here
     spans lie anywhere (the authors' code always cuts out the last token), and their number is drawn so that it is right
@@ -64,7 +65,7 @@ class SpanCorruption(Seq2SeqRows):
             kept, cut = cut_out(document.body, begins, lengths, sentinels)
             target = np.append(cut, self.special_tokens["sep"]) if len(cut) else cut
             pairs.append(Pair(np.concatenate([document.start, kept, document.end]), target))
-        return fields_of(pairs, self._start(row), self.special_tokens["pad"], self.row_tokens, self.target_tokens)
+        return fields_of(pairs, self._start(row), self.special_tokens["pad"], self.source_tokens, self.target_tokens)
 
     def _spans(self, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """(D,) spans of each document: on average in proportion to its size, and in sum right within one."""

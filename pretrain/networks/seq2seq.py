@@ -110,8 +110,8 @@ def vocabulary_logits(network: PreTrainedModel, states: Tensor) -> Tensor:
         scale = network.model_dim**-0.5 if network.config.scale_decoder_outputs else 1.0
         logits: Tensor = network.lm_head(states * scale)
         return logits
-    logits = network.lm_head(states) + network.final_logits_bias
-    return logits
+    logits = network.lm_head(states)
+    return logits.add_(network.final_logits_bias)  # in place: it is the largest tensor there is
 
 
 def _embed(stack: Any, tokens: Tensor, positions: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from torch import Tensor
 from data_pipelines.base import Strict, UserError, parse
 from data_pipelines.batch import Batch
 from data_pipelines.views.parallel import ParallelText
-from pretrain.energies import cross_entropy
+from data_pipelines.views.tokens import NOT_ASKED
+from pretrain.energies import cross_entropy, smoothed
 from pretrain.networks.documents import mean_of_tokens
 from pretrain.networks.flops import forward_flops
 from pretrain.networks.translator import encoder_states, target_states, translator, vocabulary_logits
 from pretrain.networks.vocabulary import vocabulary
 from pretrain.objective import DataFacts, Encoder, Objective, Output
-from pretrain.objectives.texts import asked, empty_pairs, preprocessor
+from pretrain.objectives.texts import empty_pairs, preprocessor
 
 
 class Translation(Objective):
@@ -68,20 +69,19 @@ class Translation(Objective):
 
     def rows(self, batch: Batch) -> Tensor:
         """(), the tokens to write."""
-        return asked(batch).sum()
+        return _asked(batch).sum()
 
     def forward(self, batch: Batch) -> Output:
         """See `Objective.forward`; rows are the tokens to write, `surprise` is the loss without smoothing, in nats."""
-        chosen = asked(batch)
+        chosen = _asked(batch)
         logits = vocabulary_logits(self.network, target_states(self.network, batch)[chosen])  # (M, K)
         labels = batch["labels"][chosen]  # (M,)
         count = chosen.sum().clamp(min=1)
-        with torch.no_grad():
-            right = (logits.argmax(dim=-1) == labels).float()
-            surprise = cross_entropy(logits, labels)
+        surprise = cross_entropy(logits, labels)  # (M,)
+        right = (logits.argmax(dim=-1) == labels).float()
         return Output(
-            loss=cross_entropy(logits, labels, self.config.label_smoothing).sum(),
-            logs={"token_accuracy": right.sum() / count, "surprise": surprise.sum() / count},
+            loss=smoothed(surprise, logits, labels, self.config.label_smoothing).sum(),
+            logs={"token_accuracy": right.sum() / count, "surprise": surprise.detach().sum() / count},
         )
 
     def encoder(self) -> Encoder:
@@ -102,6 +102,11 @@ class Translation(Objective):
             states = torch.empty(written, _width(twin))
         body = forward_flops(lambda: target_states(twin, batch))
         return 3 * (body + forward_flops(lambda: vocabulary_logits(twin, states)))
+
+
+def _asked(batch: Batch) -> Tensor:
+    """Which `labels` (R, T) are to be written, bool; those of pairs without weight are not, see `sharing_rows`."""
+    return batch["labels"] != NOT_ASKED
 
 
 def _width(network: Any) -> int:
