@@ -21,7 +21,7 @@ from data_pipelines.storage import once
 
 VERSION = 1
 """Of the hash; another one is cached apart."""
-NEAR_BITS = 4
+NEAR_BITS = 6
 """Of 64 that the hashes of two like images may differ in."""
 SIDE, KEPT = 32, 8
 BANDS, BAND_BITS = 4, 16

@@ -39,7 +39,7 @@ def add_parsers(commands: Any) -> None:
     near = add_command(commands, "near", "images of a set that look like another of it, or of other sets", run_near)
     near.add_argument("path", metavar="SET", help="a packed folder")
     near.add_argument("others", metavar="OTHER", nargs="*", help="packed folders it shall have no image of")
-    near.add_argument("--bits", type=int, help="of 64 by which the hashes of like images may differ (4)")
+    near.add_argument("--bits", type=int, help="of 64 by which the hashes of like images may differ (6)")
     near.add_argument("--keys", metavar="FILE", help="write the keys of those images of SET, to read as data.opt_out")
 
 

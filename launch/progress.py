@@ -16,6 +16,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         self._stage = ""
+        self._first = 0
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -34,11 +35,12 @@ class Progress:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """See `data_pipelines.pack.writer.Progress`."""
         if stage != self._stage:
-            self._stage, self._started = stage, time.monotonic()
-            self._task = self._bar.add_task(stage, total=total) if self._bar is not None else None
+            self._stage, self._first, self._started = stage, done, time.monotonic()
+            self._task = self._bar.add_task(stage, total=total, completed=done) if self._bar is not None else None
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
         elif time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
             self._last_line = time.monotonic()
-            left_s = (self._last_line - self._started) / max(done, 1) * (total - done)
-            print(f"{stage}: {done} of {total}, about {left_s:.0f} s left", file=sys.stderr, flush=True)
+            per_s = (done - self._first) / (self._last_line - self._started)  # what was there before took no time
+            left = f", about {(total - done) / per_s:.0f} s left" if per_s else ""
+            print(f"{stage}: {done} of {total}{left}", file=sys.stderr, flush=True)

@@ -120,4 +120,5 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr("launch.progress.PLAIN_LINE_EVERY_S", 0.0)
     with Progress() as progress:
         progress("pack", 5, 10)
-    assert "pack: 5 of 10, about 0 s left" in capsys.readouterr().err
+        progress("pack", 10, 10)
+    assert capsys.readouterr().err.splitlines() == ["pack: 5 of 10", "pack: 10 of 10, about 0 s left"]
