@@ -27,7 +27,7 @@ SIDE, KEPT = 32, 8
 BANDS, BAND_BITS = 4, 16
 MAX_BITS = 2 * BANDS + BANDS - 1
 """Beyond, most images are alike."""
-PAIRS_AT_ONCE = 2**22
+PAIRS_AT_ONCE = 2**20
 EXAMPLES = 5
 _COSINES = np.cos(np.pi / SIDE * np.outer(np.arange(KEPT), np.arange(SIDE) + 0.5))
 """(8, 32), the first rows of a discrete cosine transform."""
@@ -126,25 +126,24 @@ class NearIndex:
 
     def __init__(self, values: np.ndarray) -> None:
         """Take (N,) uint64."""
-        self.values = values
         self._bands = []
         for band in range(BANDS):
             quarter = _quarter(values, band)
             starts = np.zeros(2**BAND_BITS + 1, np.int64)
             np.cumsum(np.bincount(quarter, minlength=2**BAND_BITS), out=starts[1:])
-            self._bands.append((np.argsort(quarter, kind="stable"), starts))
+            order = np.argsort(quarter, kind="stable")
+            self._bands.append((order, values[order], starts))
 
     def pairs(self, queries: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
         """(P,) int64 numbers of queries and (P,) of values that differ in at most `bits` <= 11 bits; each pair once."""
         found = [np.zeros((2, 0), np.int64)]
-        for band, (order, starts) in enumerate(self._bands):
+        for band, (order, values, starts) in enumerate(self._bands):
             quarter = _quarter(queries, band)
             for mask in _masks(bits // BANDS):
                 first, stop = starts[quarter ^ mask], starts[(quarter ^ mask) + 1]
                 for rows, places in _expanded(first, stop - first):
-                    others = order[places]
-                    near = np.bitwise_count(queries[rows] ^ self.values[others]) <= bits
-                    found.append(np.stack([rows[near], others[near]]))
+                    near = np.flatnonzero(np.bitwise_count(queries[rows] ^ values[places]) <= bits)
+                    found.append(np.stack([rows[near], order[places[near]]]))
         query, value = np.unique(np.concatenate(found, axis=1), axis=1)
         return query, value
 
