@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from importlib import import_module
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -62,9 +62,10 @@ def decode_image(data: bytes, channels: int = 3, *, max_pixels: int = MAX_PIXELS
     """
     if channels not in {1, 3}:
         raise ValueError(f"channels={channels}: want 1 or 3")
-    pixels = _decode_plain_jpeg(data, channels, max_pixels) if data[:2] == b"\xff\xd8" else None
-    if pixels is not None:
-        return pixels
+    jpeg = _jpeg_of(data, max_pixels)
+    pixels = _decode_jpeg(data, channels) if jpeg else None
+    if jpeg and pixels is not None:
+        return _turn_upright(pixels, jpeg.orientation)
     with _open(data, max_pixels) as image:
         try:
             image.load()
@@ -73,6 +74,52 @@ def decode_image(data: bytes, channels: int = 3, *, max_pixels: int = MAX_PIXELS
         except Exception as error:  # Pillow's decoders raise whatever hostile bytes lead them to
             raise SampleError(f"image damaged: {_words(error)}") from None
     return _turn_upright(pixels, orientation)
+
+
+class EncodedImage:
+    """An image whose size is known and whose pixels are still encoded: a crop is drawn first, then decoded for.
+
+    Pixels are those of `decode_image` but for the colours of a JPEG, which are doubled instead of interpolated: half a
+    level of 255 on average, and a tenth of the time.
+
+    Attributes:
+        height: once upright.
+        width: likewise.
+    """
+
+    def __init__(self, data: bytes, channels: int = 3) -> None:
+        """Read the header; raises what `decode_image` raises."""
+        self._data, self._channels = data, channels
+        self._jpeg = _jpeg_of(data, MAX_PIXELS)
+        self._decoded = decode_image(data, channels) if self._jpeg is None else None
+        self.height, self.width = self._decoded.shape[:2] if self._jpeg is None else self._jpeg.upright_size
+
+    def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
+        """Decode.
+
+        Args:
+            shrink: 1, 2, 4 or 8; how much smaller the picture may come. The inverse transform of a JPEG then costs
+                less than the full one.
+
+        Returns:
+            (H, W, channels) uint8, and how much smaller it came: by `shrink`, sides rounded up, or not at all.
+
+        Raises:
+            SampleError: damaged.
+        """
+        if self._decoded is not None:
+            return self._decoded, 1
+        height, width = self._jpeg.size
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink), "min_factor": shrink}
+        pixels = _decode_jpeg(self._data, self._channels, fastupsample=True, **least)
+        if pixels is None:
+            return decode_image(self._data, self._channels), 1
+        return _turn_upright(pixels, self._jpeg.orientation), shrink
+
+
+def shrink_factor(most: float) -> int:
+    """The largest factor up to `most` by which a JPEG decodes smaller at less cost: 1, 2, 4 or 8."""
+    return max(factor for factor in (1, 2, 4, 8) if factor <= max(most, 1))
 
 
 def image_facts(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int, int]:
@@ -128,15 +175,42 @@ def decode_array(data: bytes) -> np.ndarray:
         raise SampleError(f"array damaged: {_words(error)}") from None
 
 
-def _decode_plain_jpeg(data: bytes, channels: int, max_pixels: int) -> np.ndarray | None:
-    """A JPEG without EXIF or CMYK at twice Pillow's speed; None where Pillow has to judge."""
-    if b"Exif\0" in data[:_EXIF_WITHIN]:
+class _Jpeg(NamedTuple):
+    """What the header of a JPEG says: stored (height, width), and EXIF orientation 1..8."""
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(height, width) as it is to be seen."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+def _jpeg_of(data: bytes, max_pixels: int) -> _Jpeg | None:
+    """The header of a JPEG that simplejpeg decodes; None where Pillow has to judge, as of CMYK and all that is odd."""
+    if data[:2] != b"\xff\xd8":
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > max_pixels or colours not in {"YCbCr", "Gray", "RGB"}:
+    except ValueError:
+        return None
+    if height * width > max_pixels or colours not in {"YCbCr", "Gray", "RGB"}:
+        return None
+    if b"Exif\0" not in data[:_EXIF_WITHIN]:
+        return _Jpeg((height, width), 1)
+    with _open(data, max_pixels) as image:
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # hostile bytes lead Pillow's parser anywhere
             return None
-        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB")
+    return _Jpeg((height, width), orientation if orientation in range(1, 9) else 1)
+
+
+def _decode_jpeg(data: bytes, channels: int, **options: Any) -> np.ndarray | None:
+    """(H, W, channels) at twice Pillow's speed; None where Pillow has to judge what can be saved."""
+    try:
+        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", **options)
     except ValueError:
         return None
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.hashing import mix
@@ -30,8 +31,18 @@ class Draw:
 
     def rng(self, purpose: str, view: int = 0) -> np.random.Generator:
         """Philox keyed by (seed, purpose, g, view)."""
-        key = int(mix(self.seed, purpose, self.position, view))
-        return np.random.Generator(np.random.Philox(key=key))
+        return np.random.Generator(np.random.Philox(_Key(mix(self.seed, purpose, self.position, view))))
+
+
+class _Key(ISeedSequence):
+    """Gives Philox its key. `Philox(key=...)` makes the same stream, but asks the system for entropy first."""
+
+    def __init__(self, key: np.uint64) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> np.ndarray:
+        """See `ISeedSequence`."""
+        return np.array([self._key, 0], dtype)
 
 
 class View(Protocol):

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch, Sample
-from data_pipelines.decode import IMAGE_FIELDS, decode_image
+from data_pipelines.decode import IMAGE_FIELDS, EncodedImage
 from data_pipelines.views import Draw
 from data_pipelines.views.image import Crop, ImageView, central_square
 from data_pipelines.views.masks import tube_mask
@@ -82,11 +82,11 @@ class MaskedClip(ImageView):
             reason = f"{len(names)} frames, a clip of {self.frames} at stride {self.stride} takes {span}"
             raise SampleError(reason, key=sample.key, shard=sample.shard)
         start = int(draw.rng("clip").integers(len(names) - span + 1))
-        images = [
-            decode_image(sample.fields[name], self.channels) for name in names[start : start + span : self.stride]
+        frames = [
+            EncodedImage(sample.fields[name], self.channels) for name in names[start : start + span : self.stride]
         ]
         # a fresh generator of the same key for every frame: the same crop
-        clip = np.stack([self.crop.apply(image, self.image_size, draw.rng("crop")) for image in images])
+        clip = np.stack([self.crop.decode(frame, self.image_size, draw.rng("crop")) for frame in frames])
         mask = tube_mask(self.moments, self.grid, self.mask_ratio, draw.rng("mask"))
         return {"clip": clip, "mask": mask.reshape(-1)}
 
@@ -123,10 +123,10 @@ class ClipPair(TwoCrops):
         pair = (first, first + distance) if rng.random() < 0.5 else (first + distance, first)
         fields = {"label": self.label(sample)}
         for view, number in enumerate(pair):
-            image = decode_image(sample.fields[names[number]], self.channels)
+            image = EncodedImage(sample.fields[names[number]], self.channels)
             if self.crop_on == "device":
-                fields[f"image{view}"] = central_square(image, self.image_size)
-            fields |= self.drawn(image, view, draw)
+                fields[f"image{view}"] = central_square(image.pixels()[0], self.image_size)
+            fields |= self.drawn(image, (view,), draw)
         return fields
 
     def uncropped(self, batch: Batch, view: int) -> Tensor:

@@ -35,7 +35,7 @@ class LabelledCrop(ImageView):
             raise SampleError("no label (.cls)", key=sample.key, shard=sample.shard)
         if self.classes is not None and label >= self.classes:
             raise SampleError(f"class {label}, there are {self.classes}", key=sample.key, shard=sample.shard)
-        image = self.crop.apply(self.decode(sample), self.image_size, draw.rng("crop"))
+        image = self.crop.decode(self.encoded(sample), self.image_size, draw.rng("crop"))
         if self.rand_augment is not None:
             image = self.rand_augment.apply(image, draw.rng("rand_augment"))
         drawn = self.mixing.draw(self.image_size, draw.rng("mixing")) if self.mixing is not None else {}

@@ -7,7 +7,7 @@ colour and, for small images, the crop itself are then done on the device for th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -15,8 +15,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data_pipelines.batch import Batch, Sample
+from data_pipelines.decode import EncodedImage
 from data_pipelines.views import Draw
-from data_pipelines.views.image import Crop, ImageView, central_square
+from data_pipelines.views.image import Crop, ImageView, central_square, decode_windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,22 +110,28 @@ class TwoCrops(ImageView):
 
     def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
         """See `View.sample`."""
-        image = self.decode(sample)
+        image = self.encoded(sample)
         fields = {"label": self.label(sample)}
         if self.crop_on == "device":
-            fields["image"] = central_square(image, self.image_size)
-        for view in (0, 1):
-            fields |= self.drawn(image, view, draw)
-        return fields
+            fields["image"] = central_square(image.pixels()[0], self.image_size)
+        return fields | self.drawn(image, (0, 1), draw)
 
-    def drawn(self, image: np.ndarray, view: int, draw: Draw) -> dict[str, np.ndarray]:
-        """All that is drawn for one view of an image."""
-        augmentation, rng = self.augmentations[view], draw.rng("crop", view)
+    def drawn(self, image: EncodedImage, views: Sequence[int], draw: Draw) -> dict[str, np.ndarray]:
+        """All that is drawn for some views of one image."""
+        rngs = {view: draw.rng("crop", view) for view in views}
         if self.crop_on == "device":
-            crop = {f"affine{view}": augmentation.affine(rng)}
+            crops = {f"affine{view}": self.augmentations[view].affine(rng) for view, rng in rngs.items()}
         else:
-            crop = {f"crop{view}": augmentation.apply(image, self.image_size, rng)}
-        return {**crop, f"photometric{view}": augmentation.photometric(draw.rng("photometric", view))}
+            windows = [
+                self.augmentations[view].draw(image.height, image.width, self.image_size, rng)
+                for view, rng in rngs.items()
+            ]
+            decoded = decode_windows(image, windows, self.image_size)
+            crops = {f"crop{view}": crop for view, crop in zip(views, decoded, strict=True)}
+        changes = {
+            f"photometric{view}": self.augmentations[view].photometric(draw.rng("photometric", view)) for view in views
+        }
+        return crops | changes
 
     def batch(self, batch: Batch) -> Batch:
         """See `View.batch`."""

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch, Sample
+from data_pipelines.decode import EncodedImage, image_bytes
 from data_pipelines.views import Draw
 from data_pipelines.views.image import Crop, MaskedImage, PlainImage, central_square, resize
 from data_pipelines.views.two_crops import Augmentation, TwoCrops
@@ -137,7 +138,8 @@ def test_flips_exchange_left_and_right_in_half_of_the_crops():
     pixels = picture(16, 16)
     whole = {"area": (1, 1), "aspect": (1, 1)}
     rng = np.random.default_rng(0)
-    crops = [Crop(**whole).apply(pixels, 16, rng) for _ in range(200)]
+    image = EncodedImage(image_bytes(sample_of(pixels)))
+    crops = [Crop(**whole).decode(image, 16, rng) for _ in range(200)]
     flipped = [(crop == pixels[:, ::-1]).all() for crop in crops]
     assert all(flip or (crop == pixels).all() for flip, crop in zip(flipped, crops, strict=True))
     assert 70 < sum(flipped) < 130
