@@ -97,7 +97,7 @@ def _run(run: RunRecord, room_bytes: int) -> Mapping[str, Any]:
         "sketches": _by_name(sketch_figures(run, room_bytes)),
         "closeup": closeup_of(run),
         "forecastings": forecastings_of(run, room_bytes),
-        "translating": translating_of(run, room_bytes),
+        "translating": translating_of(run),
         "attempts": life.attempt_rows(run),
         "lost": life.lost(run),
         "timeline": timeline(run),

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
+from evals.report.attention import attention
 from evals.report.judging import CONTROLS
-from evals.report.pictures import Picture, Room, read_sketch
 from evals.report.record import Judgement, RunRecord, is_number
 from evals.report.ticks import grouped
 
 EVAL = "translation"
+MOST_ALIGNMENTS = 4
+"""Pictures of attention in the page."""
 
 
 class Score(NamedTuple):
@@ -58,24 +62,17 @@ class Translating:
     signatures: tuple[str, ...]
     lengths: tuple[Length, ...]
     samples: tuple[tuple[str, ...], ...]
-    alignments: tuple[Picture, ...]
+    alignments: tuple[Markup, ...]
 
 
-def translating_of(run: RunRecord, room_bytes: int) -> Translating | None:
-    """The newest result; None where there is none.
-
-    Args:
-        room_bytes: what its pictures may weigh.
-    """
+def translating_of(run: RunRecord) -> Translating | None:
+    """The newest result; None where there is none."""
     found = [one for one in run.judgements if one.eval_name == EVAL]
     if not found:
         return None
     newest = max(found, key=lambda one: one.step)
-    room, pictures = Room(room_bytes), []
-    for name, path in newest.pictures.items():
-        picture = read_sketch(path, f"attention of run {run.name}, {name}")
-        if room.takes(picture):
-            pictures.append(picture)
+    alt = f"Attention of run {run.name}: tokens of a translation beside the tokens of its source."
+    drawn = [attention(one, alt) for one in _mappings(newest.details.get("alignments"))[:MOST_ALIGNMENTS]]
     test, signatures = newest.data.get("test"), newest.details.get("signatures")
     return Translating(
         step=grouped(newest.step),
@@ -90,7 +87,7 @@ def translating_of(run: RunRecord, room_bytes: int) -> Translating | None:
             tuple(str(sample.get(part, "")) for part in ("source", "reference", "translation", "from_scratch"))
             for sample in _mappings(newest.details.get("samples"))
         ),
-        alignments=tuple(pictures),
+        alignments=tuple(one for one in drawn if one is not None),
     )
 
 

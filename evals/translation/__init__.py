@@ -10,6 +10,7 @@ or of tokenized references, are other numbers (Post 2018, arXiv:1804.08771).
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -18,7 +19,6 @@ from data_pipelines.base import digest_of
 from evals.protocol import EvalConfig, EvalData, Scores
 from evals.translation.back_translation import back_translated
 from evals.translation.lesson import Lesson, Taught
-from evals.translation.pictures import alignment
 from evals.translation.scoring import Tokenization, by_length, scores, signatures
 from evals.translation.sentences import Pairs, languages, lines_of
 from evals.workplace import Workplace
@@ -95,7 +95,6 @@ def run_on_ranks(encoder: LoadedEncoder, data: EvalData, config: Config, place: 
             "raw": scores(pairs.sources, pairs.references, config.tokenize),
             "random_init": scores(untrained.translations, pairs.references, config.tokenize),
         },
-        pictures={f"alignment_{number}": alignment(one) for number, one in enumerate(taught.alignments)},
         details=_details(pairs, taught, untrained, config),
     )
 
@@ -117,4 +116,5 @@ def _details(pairs: Pairs, taught: Taught, untrained: Taught, config: Config) ->
             }
             for i in chosen
         ],
+        "alignments": [asdict(one) for one in taught.alignments],
     }

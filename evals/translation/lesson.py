@@ -18,8 +18,8 @@ from evals.controls import RANDOM_INIT_SEED
 from evals.features import cache_folder
 from evals.finetuning import control_taught, loader_workers, taught
 from evals.protocol import EvalData
+from evals.translation.alignment import Alignment, align
 from evals.translation.decoding import Search, translate
-from evals.translation.pictures import Alignment, align
 from evals.translation.sentences import Direction, Pairs, decoded
 from evals.workplace import Workplace
 from pretrain.config import Recipe
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from evals.translation import Config
 
 ALIGNED = 2
-"""Sentences whose attention is drawn."""
+"""Sentences whose attention is kept."""
 LONGEST_ALIGNED = 24
 """Tokens, so that they can be read in a picture."""
 _STEPS_BETWEEN_LINES = 50

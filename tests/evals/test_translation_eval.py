@@ -63,7 +63,9 @@ def test_translations_are_scored_beside_copying_and_learning_from_scratch(pairs,
     assert "tok:13a" in result.details["signatures"]["bleu"]
     sample = result.details["samples"][0]
     assert sample["reference"] == " ".join(WORDS[word] for word in sample["source"].split())
-    assert len(result.pictures) == 2
+    looked = result.details["alignments"][0]
+    assert len(looked["weights"]) == len(looked["target"])
+    assert [sum(row) for row in looked["weights"]] == pytest.approx([1.0] * len(looked["target"]), abs=1e-2)
     assert run_eval("translation", export, words(pairs)).created == result.created
 
 

@@ -1,4 +1,4 @@
-"""Where a network looks while it writes: attention as a picture."""
+"""Where a network looks while it writes: the attention of its decoder, as numbers; the report draws them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from pretrain.objectives.translation import Translation
-
-CELL = 18
-FONT_SIZE = 13
-INK, PAPER = (20, 20, 20), (255, 255, 255)
-SHADE = np.array([16, 78, 139], np.float64)
 
 
 @dataclass(frozen=True)
@@ -63,28 +57,3 @@ def align(objective: Translation, source: np.ndarray, written: np.ndarray, token
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.decode([token]).strip() or str(tokenizer.id_to_token(token))
-
-
-def alignment(found: Alignment) -> np.ndarray:
-    """(H, W, 3) uint8: a row a token written, a column a token read; dark where it looked."""
-    font = ImageFont.load_default(FONT_SIZE)
-    left = 8 + max(int(font.getlength(word)) for word in found.target)
-    top = 8 + max(int(font.getlength(word)) for word in found.source)
-    height, width = top + CELL * len(found.target) + 4, left + CELL * len(found.source) + 4
-    page = Image.new("RGB", (width, height), PAPER)
-    weights = np.asarray(found.weights, np.float64)
-    shades = 255 - (255 - SHADE) * (weights / max(weights.max(), 1e-9))[..., None]  # (T, S, 3)
-    grid = np.repeat(np.repeat(shades.astype(np.uint8), CELL - 1, axis=0), CELL - 1, axis=1)
-    for row in range(len(found.target)):
-        for column in range(len(found.source)):
-            cell = grid[row * (CELL - 1) : (row + 1) * (CELL - 1), column * (CELL - 1) : (column + 1) * (CELL - 1)]
-            page.paste(Image.fromarray(cell), (left + CELL * column, top + CELL * row))
-    pen = ImageDraw.Draw(page)
-    for row, word in enumerate(found.target):
-        pen.text((left - 4, top + CELL * row + CELL // 2), word, INK, font, anchor="rm")
-    words = Image.new("RGB", (top - 4, CELL * len(found.source)), PAPER)
-    pen = ImageDraw.Draw(words)
-    for column, word in enumerate(found.source):
-        pen.text((0, CELL * column + CELL // 2), word, INK, font, anchor="lm")
-    page.paste(words.rotate(90, expand=True), (left, 0))
-    return np.asarray(page)
