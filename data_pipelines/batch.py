@@ -37,6 +37,7 @@ class Batch:
         key_hash: (B,) int64; equal hashes are the same sample. Coupled losses mask such pairs.
         ledger: 128-bit sum of the rows' slot hashes (`data_pipelines.ledger`).
         replaced: rows that hold a substitute because their own sample was unreadable.
+        first: slot of the first row, known without asking the device.
     """
 
     fields: Mapping[str, torch.Tensor]
@@ -46,6 +47,7 @@ class Batch:
     key_hash: torch.Tensor
     ledger: int = 0
     replaced: int = field(default=0)
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)

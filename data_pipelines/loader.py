@@ -22,7 +22,7 @@ from data_pipelines.batch import Batch, Sample
 from data_pipelines.hashing import mix
 from data_pipelines.ledger import slot_hash, total
 from data_pipelines.order import Order, check_batch, micro_positions
-from data_pipelines.quarantine import Line, Place, Quarantine, complaint, is_too_much
+from data_pipelines.quarantine import Line, Place, Quarantine, complaint, is_too_much, num_bad
 from data_pipelines.shards import Dataset
 from data_pipelines.views import Draw, View
 from data_pipelines.workers import Workers
@@ -90,7 +90,8 @@ class Rows:
             weight=torch.as_tensor(self.weight),
             key_hash=torch.as_tensor(self.key_hash),
             ledger=self.ledger,
-            replaced=len({line.g for line in self.lines}),
+            replaced=num_bad(self.lines),
+            first=int(self.positions[0]),
         )
 
 
@@ -151,12 +152,14 @@ class RowReader(ABC):
             except SampleError as error:
                 bad.append(error)
                 continue
-            lines = tuple(
+            lines = [
                 Line(position, error.key, error.shard, error.reason, served=place, attempt=self._attempt)
                 for error in bad
-            )
+            ]
+            # What is opted out needs a line only where no other one says what stands here.
+            lines = [line for line in lines if line.is_bad] or lines[:1]
             digest = self._datasets[dataset].payload_digest(shard, member)
-            return Row(fields, sample.key, digest, lines=lines)
+            return Row(fields, sample.key, digest, lines=tuple(lines))
         last = f"; the last one: {bad[-1]}" if bad else ""
         raise DataError(f"none of the {len(bad)} samples that may stand at slot {position} can be read{last}")
 
@@ -379,7 +382,7 @@ def finite_batches(
             batch = rows.batch()
             seen += len(batch)
             bad += rows.lines
-            replaced = len({line.g for line in bad})
+            replaced = num_bad(bad)
             if is_too_much(replaced, seen, FINITE_MAX_SHARE):
                 raise DataError(complaint(replaced, seen, FINITE_MAX_SHARE, bad))
             yield batch

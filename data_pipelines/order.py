@@ -16,7 +16,7 @@ import numpy as np
 
 from data_pipelines.base import UserError
 from data_pipelines.epoch import Epoch, Shuffle, Stream, groups
-from data_pipelines.segments import Segment, from_state, to_state
+from data_pipelines.segments import Segment, from_state, to_state, whole_life
 from data_pipelines.steps import check_batch, default_lanes, legal_world_sizes, micro_positions, steps_of
 
 __all__ = [
@@ -70,10 +70,10 @@ class Order:
         num_lanes: L, which divides every global batch of the run.
         window: w, places that are shuffled among each other.
         shuffle: `window` reads nearly in sequence; `full` permutes the whole epoch; `none` keeps the files' order.
-        segments: earlier mixtures of the run, from `to_state`; the last one is that of `streams`.
+        segments: the mixtures of the run's life, from `to_state`; that of `streams` alone when there are none.
 
     Raises:
-        UserError: lanes do not sum to `num_lanes`, a name stands twice, or the last segment is of another mixture.
+        UserError: lanes do not sum to `num_lanes`, or a name stands twice.
     """
 
     def __init__(
@@ -89,12 +89,7 @@ class Order:
         lanes = _lanes_by_name(streams, num_lanes)
         self.seed, self.streams, self.num_lanes = seed, tuple(streams), num_lanes
         self.window, self.shuffle = window, shuffle
-        self.segments = from_state(segments) or (Segment(0, lanes, dict.fromkeys(lanes, 0)),)
-        if self.segments[-1].lanes != lanes:
-            raise UserError(
-                f"the mixture has lanes {lanes}, the run's state has {dict(self.segments[-1].lanes)}; "
-                "a change of weights or datasets opens a new segment (Order.from_state)"
-            )
+        self.segments = from_state(segments) or whole_life((), [(0, lanes)], 0)
         self._layouts = [_Layout(segment, self.streams) for segment in self.segments]
         self._hop = lane_hop(num_lanes)
         self._epochs: dict[tuple[int, int], Epoch] = {}
@@ -108,6 +103,7 @@ class Order:
         state: Sequence[Mapping[str, Any]],
         position: int,
         *,
+        planned: Sequence[tuple[int, Mapping[str, int]]] = (),
         window: int = 64,
         shuffle: Shuffle = "window",
     ) -> Order:
@@ -116,11 +112,12 @@ class Order:
         Args:
             state: what `to_state` gave.
             position: G, the next slot of the run, a multiple of L.
+            planned: first slot, a multiple of L, and lanes by dataset of each mixture that follows that of `streams`,
+                ascending; a dataset that is not named rests.
         """
-        lanes = _lanes_by_name(streams, num_lanes)
-        segments = from_state(state)
-        if segments and segments[-1].lanes != lanes:
-            segments = (*segments, segments[-1].followed_by(lanes, _round_of(position, num_lanes)))
+        mixtures = {0: _lanes_by_name(streams, num_lanes)}
+        mixtures |= {_round_of(start, num_lanes): dict(lanes) for start, lanes in planned}
+        segments = whole_life(from_state(state), list(mixtures.items()), _round_of(position, num_lanes))
         return cls(seed, streams, num_lanes, window=window, shuffle=shuffle, segments=to_state(segments))
 
     def to_state(self) -> list[dict[str, Any]]:
@@ -164,11 +161,13 @@ class Order:
 
     def repeats_in_step(self, global_batch: int) -> list[str]:
         """One sentence for each dataset that is smaller than its share of a step, which then holds samples twice."""
+        most = [max(segment.lanes.get(stream.name, 0) for segment in self.segments) for stream in self.streams]
+        shares = [lanes * global_batch // self.num_lanes for lanes in most]
         return [
-            f"dataset {stream.name!r} has {stream.num_samples} samples, but every step takes "
-            f"{stream.lanes * global_batch // self.num_lanes} of it: steps hold samples more than once"
-            for stream in self.streams
-            if stream.num_samples < stream.lanes * global_batch // self.num_lanes
+            f"dataset {stream.name!r} has {stream.num_samples} samples, but every step takes {share} of it: "
+            f"steps hold samples more than once"
+            for stream, share in zip(self.streams, shares, strict=True)
+            if stream.num_samples < share
         ]
 
     @property

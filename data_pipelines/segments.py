@@ -1,12 +1,10 @@
-"""How a run's mixture changed over its life: a new weight or a new dataset opens a segment."""
+"""How a run's mixture changes over its life: other weights or a new dataset open a segment, planned or not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from data_pipelines.base import UserError
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,30 @@ class Segment:
         return {name: self.x0.get(name, 0) + (round_ - self.p0) * self.lanes.get(name, 0) for name in names}
 
     def followed_by(self, lanes: Mapping[str, int], round_: int) -> Segment:
-        """The segment that opens at `round_` with other lanes; every dataset goes on where it stood.
-
-        Raises:
-            UserError: `round_` lies before this segment.
-        """
-        if round_ < self.p0:
-            raise UserError(f"the mixture changed at round {self.p0}; it cannot be changed before that, at {round_}")
+        """The segment that opens at `round_` >= p0 with other lanes; every dataset goes on where it stood."""
         return Segment(round_, dict(lanes), self.read_before(round_))
+
+
+def whole_life(
+    past: Sequence[Segment], mixtures: Sequence[tuple[int, Mapping[str, int]]], round_: int
+) -> tuple[Segment, ...]:
+    """The segments of a run that goes on at `round_`: what was stays, what is planned follows.
+
+    Args:
+        past: segments of the run's state; those that begin later than `round_` were planned, and are planned anew.
+        mixtures: first round and lanes by dataset of each planned mixture, ascending, the first at 0.
+    """
+    segments = [segment for segment in past if segment.p0 <= round_]
+    if segments:
+        current = [lanes for p0, lanes in mixtures if p0 <= round_][-1]
+        coming = [(round_, current), *(mixture for mixture in mixtures if mixture[0] > round_)]
+    else:
+        (p0, lanes), *coming = mixtures
+        segments = [Segment(p0, dict(lanes), dict.fromkeys(lanes, 0))]
+    for p0, lanes in coming:
+        if lanes != segments[-1].lanes:
+            segments.append(segments[-1].followed_by(lanes, p0))
+    return tuple(segments)
 
 
 def to_state(segments: Sequence[Segment]) -> list[dict[str, Any]]:

@@ -126,6 +126,23 @@ class Checkpoint(Strict):
     """Also keep checkpoints at multiples of this step."""
 
 
+class Stage(Strict):
+    """What changes at a step of a run; what is left out stays as it was before. See `Recipe.curriculum`."""
+
+    step: int = Field(ge=0)
+    """The first one, counted from 0, that is taken so."""
+    image_size: int | None = Field(None, gt=0)
+    """Side of the crops, in pixels."""
+    max_tokens: int | None = Field(None, gt=0)
+    """Tokens of a text row that are read; the rest is cut off."""
+    weights: dict[str, float] | None = None
+    """The mixture, by the datasets' names; one that is left out rests."""
+
+    def view(self) -> dict[str, int]:
+        """Settings of the objective's view that change here."""
+        return self.model_dump(include={"image_size", "max_tokens"}, exclude_none=True)
+
+
 class Validation(Strict):
     """Loss over a finite stream, every sample once."""
 
@@ -177,6 +194,8 @@ class Recipe(Strict):
     """`name` and the keys of that objective's Config."""
     data: Data
     train: Train
+    curriculum: tuple[Stage, ...] = ()
+    """Resolution, row length and mixture by step; validation, probes and export keep to the objective's own view."""
     optim: Optim = Optim()
     engine: EngineConfig = EngineConfig()
     checkpoint: Checkpoint = Checkpoint()
@@ -191,11 +210,18 @@ class Recipe(Strict):
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
 
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> Self:
+        steps = [stage.step for stage in self.curriculum]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"curriculum: each stage begins at a later step than the one before, got {steps}")
+        return self
+
 
 FREE_ON_RESUME = (
     "summary", "ran_here", "data.path", "data.sources", "data.temperature", "data.validation", "data.workers",
-    "data.prefetch", "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe", "monitor",
-    "evals", "profile", "runs", "train.max_skipped", "train.spike_factor",
+    "data.prefetch", "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe",
+    "monitor", "evals", "profile", "runs", "train.max_skipped", "train.spike_factor",
 )  # fmt: skip
 """Paths that may change between attempts of a run; anything else is a new run.
 
@@ -259,6 +285,8 @@ def identity(recipe: Recipe) -> dict[str, Any]:
         for parent in parents:
             node = node[parent]
         node.pop(last, None)
+    if not tree["curriculum"]:  # runs that began before there were stages have none
+        del tree["curriculum"]
     return tree
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.base import Strict
+from data_pipelines.base import Strict, UserError, parse
 from data_pipelines.batch import Batch
 from data_pipelines.views import View
 
@@ -122,6 +122,21 @@ class Objective(nn.Module, ABC):
     lr_factors: Mapping[str, float] = {}
     """Factors on the learning rate by prefix of parameter names; what has none is trained at the schedule's own."""
     view: View
+    may_change: ClassVar[frozenset[str]] = frozenset()
+    """Settings of the view that may be others at a stage of the curriculum: `image_size`, `max_tokens`."""
+
+    def view_at(self, **settings: int) -> View:
+        """The view at a stage of the curriculum.
+
+        Raises:
+            UserError: the network cannot take what such a view shows.
+        """
+        refused = sorted(set(settings) - self.may_change)
+        if refused:
+            able = f"; it can change {', '.join(sorted(self.may_change))}" if self.may_change else ""
+            raise UserError(f"recipe curriculum: this objective keeps one {refused[0]} for a whole run{able}")
+        assert isinstance(self.view, Strict)
+        return parse(type(self.view), {**self.view.model_dump(), **settings}, "recipe curriculum")
 
     def rows(self, batch: Batch) -> Tensor:
         """(), how many rows the loss of `batch` sums over: samples here, masked tokens elsewhere.

@@ -17,8 +17,10 @@ from data_pipelines.batch import Batch
 from data_pipelines.loader import Loader
 from data_pipelines.mixture import weights_used
 from data_pipelines.order import Order
+from data_pipelines.views import View
 from pretrain import checkpoint
 from pretrain.config import Recipe
+from pretrain.curriculum import training_view
 from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.guard import Guard
@@ -105,7 +107,8 @@ class Session:
             if world.rank == 0:
                 log.info("run %s is finished; `thalweg report %s` shows it", run.root, run.root)
             return None
-        engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world, seed=recipe.seed)
+        view = training_view(objective, recipe)
+        engine = Engine(objective, recipe.engine, recipe.optim, recipe.train, world, seed=recipe.seed, view=view)
         steps = on_rank_0(world, lambda: _lay_down(run, recipe, sources, objective))
         progress, guard, segments = Progress(), Guard(recipe.train), []
         reader, damaged = checkpoint.newest_whole(run.checkpoints, world)
@@ -124,7 +127,7 @@ class Session:
         scribe = Scribe(run, recipe, number, progress.step, steps) if world.rank == 0 else None
         session = cls(
             recipe, run, world, sources, engine, steps, progress, guard, order,
-            _loader(recipe, run, sources, order, engine, world, progress.position, number), number, attempt,
+            _loader(recipe, run, sources, order, view, world, progress.position, number), number, attempt,
             processes, scribe, progress.step,
         )  # fmt: skip
         session.announce(damaged)
@@ -142,6 +145,9 @@ class Session:
             self.event("repeats", words)
         if len(self.sources.datasets) > 1:
             self.event("mixture", weights_used([d.name for d in self.sources.datasets], self.sources.lanes))
+        if (opt_out := self.sources.opt_out) is not None:
+            words = f"{len(opt_out)} keys are passed over, as {self.recipe.data.opt_out} says"
+            self.event("opt_out", words, digest=opt_out.digest, keys=len(opt_out))
         if self.progress.step:
             self.event(
                 "resume", f"resumed at step {self.progress.step} of {self.total_steps} (attempt {self.attempt_number})"
@@ -249,6 +255,7 @@ def _lay_down(run: RunDirectory, recipe: Recipe, sources: Sources, objective: Ob
             "flops_per_sample": objective.flops_per_sample(),
             "facts": asdict(sources.facts()),
             "data": sources.digests(),
+            "opt_out": sources.opt_out.digest if sources.opt_out else None,
             "data_paths": {dataset.name: dataset.path for dataset in sources.datasets},
             "samples": sources.num_samples,
             "lanes": dict(zip((d.name for d in sources.datasets), sources.lanes, strict=True)),
@@ -279,7 +286,7 @@ def _loader(
     run: RunDirectory,
     sources: Sources,
     order: Order,
-    engine: Engine,
+    view: View,
     world: World,
     position: int,
     attempt: int,
@@ -287,7 +294,7 @@ def _loader(
     return Loader(
         sources.datasets,
         order,
-        engine.module.view,
+        view,
         seed=recipe.seed,
         global_batch=recipe.train.global_batch,
         accumulation=recipe.train.accumulation,

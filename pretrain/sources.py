@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.base import UserError
+from data_pipelines.base import UserError, did_you_mean
 from data_pipelines.mixture import allot_lanes
+from data_pipelines.opt_out import OptOut, read_opt_out
 from data_pipelines.order import Order, Stream, check_batch, default_lanes, steps_of
 from data_pipelines.shards import Dataset
 from pretrain.config import Recipe
@@ -24,14 +25,18 @@ class Sources:
     Attributes:
         datasets: training sets, in the order of the mixture.
         validation: the set whose loss is measured, if any.
+        opt_out: keys of samples that none of these sets gives, if there is a list.
         num_lanes: of the order, frozen in config.yaml.
-        lanes: whole lanes by dataset, the weights really used.
+        lanes: whole lanes by dataset, the weights really used; those of `data`, until a stage has others.
+        planned: first step, and lanes by name, of each stage with a mixture of its own.
     """
 
     datasets: tuple[Dataset, ...]
     validation: Dataset | None
     num_lanes: int
     lanes: tuple[int, ...]
+    planned: tuple[tuple[int, dict[str, int]], ...] = ()
+    opt_out: OptOut | None = None
 
     @property
     def num_samples(self) -> int:
@@ -62,6 +67,7 @@ class Sources:
             self.num_lanes,
             segments,
             position,
+            planned=[(step * recipe.train.global_batch, lanes) for step, lanes in self.planned],
             window=recipe.data.window,
             shuffle=recipe.data.shuffle,
         )
@@ -94,20 +100,41 @@ def open_sources(recipe: Recipe) -> Sources:
     """Open every set of a recipe.
 
     Raises:
-        UserError: no data named, a set missing or empty, weights finer than the lanes.
+        UserError: no data named, a set missing or empty, weights finer than the lanes, no list of keys to opt out.
     """
     mixture = recipe.data.mixture()
     if not mixture:
         raise UserError(f"recipe {recipe.name}: no data; set data.path=FOLDER (made by `thalweg data pack`)")
     num_lanes = recipe.data.num_lanes or default_lanes(recipe.train.global_batch)
-    datasets = _named_apart([Dataset.open(source.path, storage=recipe.data.storage) for source in mixture])
+    storage = recipe.data.storage
+    opt_out = read_opt_out(recipe.data.opt_out, storage) if recipe.data.opt_out else None
+    datasets = _named_apart([Dataset.open(source.path, storage=storage, opt_out=opt_out) for source in mixture])
     if recipe.data.temperature is not None:
         weights = [size ** (1 / recipe.data.temperature) for size in sizes(datasets)]
     else:
         weights = [source.weight for source in mixture]
     lanes = allot_lanes(weights, num_lanes)
-    validation = Dataset.open(recipe.data.validation, storage=recipe.data.storage) if recipe.data.validation else None
-    return Sources(tuple(datasets), validation, num_lanes, tuple(lanes))
+    held_out = recipe.data.validation
+    validation = Dataset.open(held_out, storage=storage, opt_out=opt_out) if held_out else None
+    planned = _planned_lanes(recipe, [dataset.name for dataset in datasets], num_lanes)
+    return Sources(tuple(datasets), validation, num_lanes, tuple(lanes), planned, opt_out)
+
+
+def _planned_lanes(recipe: Recipe, names: Sequence[str], num_lanes: int) -> tuple[tuple[int, dict[str, int]], ...]:
+    planned = []
+    for stage in recipe.curriculum:
+        if stage.weights is None:
+            continue
+        unknown = sorted(set(stage.weights) - set(names))
+        if unknown:
+            raise UserError(
+                f"recipe curriculum, step {stage.step}: no dataset is named {unknown[0]!r}"
+                f"{did_you_mean(unknown[0], names)}"
+            )
+        mixed = [name for name in names if name in stage.weights]
+        lanes = allot_lanes([stage.weights[name] for name in mixed], num_lanes)
+        planned.append((stage.step, dict(zip(mixed, lanes, strict=True))))
+    return tuple(planned)
 
 
 def sizes(datasets: Sequence[Dataset]) -> list[int]:

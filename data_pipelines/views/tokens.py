@@ -33,12 +33,20 @@ class PlainTokens(Strict):
     """Tokens are below it."""
     special_tokens: dict[str, int]
     """Ids by name; `pad` marks the padding where there is any."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Tokens of a row that are looked at, N of the batch then; the rest is cut off."""
 
     @model_validator(mode="after")
     def _special_tokens_are_tokens(self) -> Self:
         beyond = {name: token for name, token in self.special_tokens.items() if not 0 <= token < self.vocabulary_size}
         if beyond:
             raise ValueError(f"special tokens {beyond} are outside the vocabulary of {self.vocabulary_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_long_enough(self) -> Self:
+        if self.max_tokens is not None and self.max_tokens > self.row_tokens:
+            raise ValueError(f"max_tokens={self.max_tokens} is more than the rows' {self.row_tokens} tokens")
         return self
 
     def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
@@ -51,8 +59,7 @@ class PlainTokens(Strict):
         Raises:
             SampleError: not a row of N known tokens.
         """
-        tokens = read_tokens(sample, "tokens.npy", self.vocabulary_size)
-        self._want_whole(tokens, "tokens.npy")
+        tokens = self._cut(read_tokens(sample, "tokens.npy", self.vocabulary_size), "tokens.npy")
         segments = self._read(sample, "segments.npy") if "segments.npy" in sample.fields else np.zeros_like(tokens)
         padding = tokens == self.special_tokens.get("pad", -1)
         return {"tokens": tokens, **documents(segments, padding)}
@@ -68,13 +75,12 @@ class PlainTokens(Strict):
         return self._read(sample, "marks.npy")
 
     def _read(self, sample: Sample, field: str) -> np.ndarray:
-        array = read_integers(sample, field)
-        self._want_whole(array, field)
-        return array
+        return self._cut(read_integers(sample, field), field)
 
-    def _want_whole(self, array: np.ndarray, field: str) -> None:
+    def _cut(self, array: np.ndarray, field: str) -> np.ndarray:
         if array.shape != (self.row_tokens,):
             raise SampleError(f"{field} holds {array.dtype} {array.shape}, want {self.row_tokens} integers")
+        return array[: self.max_tokens]
 
     def batch(self, batch: Batch) -> Batch:
         """See `View.batch`."""

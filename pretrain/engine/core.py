@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data_pipelines.batch import Batch
 from data_pipelines.hashing import mix
+from data_pipelines.views import View
 from pretrain.config import EngineConfig, Optim, Train
 from pretrain.distributed import World
 from pretrain.ema import Averages, twins
@@ -56,6 +57,9 @@ class Engine:
 
     A step is `accumulate`, then `apply` or `skip`, each on every rank alike.
 
+    Args:
+        view: of the batches of steps, where it is not the objective's own.
+
     Attributes:
         module: the objective; to be called through the engine only.
         world: the ranks.
@@ -64,9 +68,18 @@ class Engine:
     """
 
     def __init__(
-        self, objective: Objective, config: EngineConfig, optim: Optim, train: Train, world: World, *, seed: int = 0
+        self,
+        objective: Objective,
+        config: EngineConfig,
+        optim: Optim,
+        train: Train,
+        world: World,
+        *,
+        seed: int = 0,
+        view: View | None = None,
     ) -> None:
         self.module = objective
+        self._view = view or objective.view
         self.world = world
         self.updates = self.steps = 0
         self._optim, self._train, self._seed = optim, train, seed
@@ -100,7 +113,7 @@ class Engine:
         of all, and multiplied by the ranks that DeepSpeed averages over.
         """
         assert len(batches) == self._train.accumulation
-        batches = [self._prepare(batch) for batch in batches]
+        batches = [self._view.batch(batch.to(self.world.device)) for batch in batches]
         rows = torch.stack([self.module.rows(batch).to(torch.float64) for batch in batches])  # (A,)
         total = rows.sum()
         with self.world.watch_peers():

@@ -10,7 +10,7 @@ from transformers import ViTConfig
 from transformers.models.vit.modeling_vit import ViTLayer
 
 from data_pipelines.base import Strict
-from pretrain.networks.vit import draw_blocks
+from pretrain.networks.vit import draw_blocks, stretched
 
 
 class Unmask(nn.Module):
@@ -24,22 +24,23 @@ class Unmask(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer("positions", positions, persistent=False)
 
-    def forward(self, latents: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, visible: Tensor, num_patches: int) -> Tensor:
         """Build the full sequence, positions added.
 
         Args:
             latents: (B, L + V, D), other tokens (a class token) first.
             visible: (B, V) int64, the place of each visible patch.
+            num_patches: N.
 
         Returns:
             (B, L + N, D).
         """
         leading, width = latents.shape[1] - visible.shape[1], latents.shape[-1]
-        num_patches = len(self.positions) - leading
+        positions = stretched(self.positions, num_patches, leading)
         hidden = self.mask_token.to(latents.dtype).expand(len(latents), num_patches, width)
         places = visible.unsqueeze(-1).expand(-1, -1, width)
         patches = hidden.scatter(1, places, latents[:, leading:])
-        return torch.cat([latents[:, :leading], patches], dim=1) + self.positions.to(latents.dtype)
+        return torch.cat([latents[:, :leading], patches], dim=1) + positions.to(latents.dtype)
 
 
 class PixelDecoder(nn.Module):
@@ -75,17 +76,18 @@ class PixelDecoder(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, latents: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, visible: Tensor, num_patches: int) -> Tensor:
         """Predict every patch, visible ones too.
 
         Args:
             latents: (B, L + V, D), other tokens (a class token) first.
             visible: (B, V) int64, the place of each visible patch.
+            num_patches: N; where it is not that of the positions, these are stretched over the other grid.
 
         Returns:
             (B, N, P).
         """
-        tokens = self.unmask(self.embed(latents), visible)
+        tokens = self.unmask(self.embed(latents), visible, num_patches)
         for layer in self.layers:
             tokens = layer(tokens)
         return self.to_pixels(self.norm(tokens[:, latents.shape[1] - visible.shape[1] :]))

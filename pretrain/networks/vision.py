@@ -48,26 +48,32 @@ def vision_encoder(
     build = model_class(str(tree["architecture"]), VISION)
     if build is not ViTModel:
         return build(config)
-    if image_size % config.patch_size:
-        raise UserError(f"{where}: image_size={image_size} is no multiple of patch_size={config.patch_size}")
     encoder = ViTModel(config, add_pooling_layer=False)
+    refuse_broken_patches(encoder, image_size, where)
     draw_vit(encoder, position_base)
     return encoder
+
+
+def refuse_broken_patches(encoder: PreTrainedModel, image_size: int | None, where: str = "recipe curriculum") -> None:
+    """Raises UserError where a ViT's patches do not tile images of a size."""
+    patch_size = encoder.config.patch_size if isinstance(encoder, ViTModel) else 1
+    if image_size is not None and image_size % patch_size:
+        raise UserError(f"{where}: image_size={image_size} is no multiple of patch_size={patch_size}")
 
 
 def features(encoder: PreTrainedModel, images: Tensor) -> Features:
     """Read class token and pooled features off an encoder; one of clips sees the image stand still.
 
     Args:
-        images: (B, C, H, W), normalised.
+        images: (B, C, H, W), normalised; at another size than a ViT's own, its positions are stretched over the grid.
     """
     if isinstance(encoder, VideoMAEModel):
         return Features(pooled=still_map(encoder, images).mean(dim=(2, 3)))
-    output = encoder(images.to(encoder.dtype))
     if isinstance(encoder, ViTModel):
+        output = encoder(images.to(encoder.dtype), interpolate_pos_encoding=True)
         tokens = output.last_hidden_state  # (B, 1 + N, D)
         return Features(pooled=tokens[:, 1:].mean(dim=1), cls=tokens[:, 0])
-    return Features(pooled=output.pooler_output.flatten(1))
+    return Features(pooled=encoder(images.to(encoder.dtype)).pooler_output.flatten(1))
 
 
 def feature_map(encoder: PreTrainedModel, images: Tensor) -> Tensor:

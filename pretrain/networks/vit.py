@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import ViTModel
 from transformers.models.vit.modeling_vit import ViTLayer
 
@@ -41,6 +42,24 @@ def sincos_positions(grid: int, width: int, base: float = POSITION_BASE) -> Tens
     columns, rows = waves.repeat(grid, 1), waves.repeat_interleave(grid, dim=0)
     patches = torch.cat([columns, rows], dim=1)  # (grid * grid, D)
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), patches]).float()
+
+
+def stretched(positions: Tensor, num_patches: int, leading: int) -> Tensor:
+    """Positions of a square grid of patches over another square grid, as transformers stretches a ViT's.
+
+    Args:
+        positions: (leading + N, D), `leading` tokens before the patches.
+        num_patches: of the other grid.
+
+    Returns:
+        (leading + num_patches, D).
+    """
+    if len(positions) == leading + num_patches:
+        return positions
+    sides = [round((len(positions) - leading) ** 0.5), round(num_patches**0.5)]
+    grid = positions[leading:].T.reshape(1, -1, sides[0], sides[0])
+    grid = F.interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:leading], grid.flatten(2)[0].T])
 
 
 @torch.no_grad()

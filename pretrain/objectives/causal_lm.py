@@ -32,6 +32,8 @@ class CausalLanguageModel(Objective):
         network: dict[str, Any] = Field(default_factory=lambda: {"architecture": "opt"})
         """`architecture: opt` and keys of its transformers config."""
 
+    may_change = frozenset({"max_tokens"})
+
     def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config, self.facts = config, facts

@@ -72,6 +72,8 @@ class DenoisingSeq2Seq(Objective):
         noise: Infilling | Spans = Field(default_factory=Infilling, discriminator="name")
         """`name: infilling` (BART, mBART) or `name: spans` (T5), and its keys."""
 
+    may_change = frozenset({"max_tokens"})
+
     def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config, self.facts = config, facts

@@ -22,6 +22,7 @@ from transformers import ViTModel
 
 from data_pipelines.base import Strict, UserError, parse
 from data_pipelines.batch import Batch
+from data_pipelines.views import View
 from data_pipelines.views.clips import ClipPair
 from data_pipelines.views.two_crops import Augmentation, TwoCrops
 from pretrain.collectives.gather import gather, gather_constant, rank
@@ -31,7 +32,7 @@ from pretrain.networks.flops import forward_flops
 from pretrain.networks.projector import Projector
 from pretrain.networks.queue import KeyQueue
 from pretrain.networks.target import cosine_momentum, frozen_twin
-from pretrain.networks.vision import feature_width, features, vision_encoder
+from pretrain.networks.vision import feature_width, features, refuse_broken_patches, vision_encoder
 from pretrain.objective import DataFacts, Encoder, Objective, Output, Target
 from pretrain.objectives.images import picture, preprocessor, to_unit_range, working_size
 from pretrain.shaping.info_nce import Candidates, info_nce
@@ -102,6 +103,7 @@ class InfoNCE(Objective):
             return self
 
     coupling: ClassVar[Literal["sample", "micro"]] = "micro"
+    may_change = frozenset({"image_size"})
     view: TwoCrops
 
     def __init__(self, config: Config, facts: DataFacts) -> None:
@@ -125,6 +127,11 @@ class InfoNCE(Objective):
             )
         self.queue = KeyQueue(config.queue_size, width) if config.queue_size else None
         self._fresh: list[tuple[Tensor, Tensor, Tensor]] = []  # slots, keys, ids of the running step
+
+    def view_at(self, **settings: int) -> View:
+        """See `Objective.view_at`; a ViT's positions are stretched over the other grid."""
+        refuse_broken_patches(self.network, settings.get("image_size"))
+        return super().view_at(**settings)
 
     def forward(self, batch: Batch) -> Output:
         """See `Objective.forward`; `embeddings` are the encoder's features of view 0, before the projector."""

@@ -52,6 +52,7 @@ class MaskedAutoencoder(MaskedPixels):
         std: tuple[float, ...] | None = None
 
     field: ClassVar[str] = "image"
+    may_change = frozenset({"image_size"})
     view: MaskedImage
 
     def __init__(self, config: Config, facts: DataFacts) -> None:
@@ -60,8 +61,6 @@ class MaskedAutoencoder(MaskedPixels):
         size, channels = working_size(config.image_size, facts)
         self.vit = _encoder(config, size, channels)
         self.view = _view(config, size, channels, self.vit.config.patch_size)
-        num_patches = self.view.grid[0] * self.view.grid[1]
-        self.num_visible = num_patches - hidden_count(num_patches, config.mask_ratio)
         self.decoder = PixelDecoder(
             config.decoder,
             latent_width=self.vit.config.hidden_size,
@@ -71,12 +70,17 @@ class MaskedAutoencoder(MaskedPixels):
 
     def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
         """Latents (B, 1 + V, D) of the patches at `visible` (B, V), class token first."""
-        tokens = self.vit.embeddings(pixels.to(self.vit.dtype))  # (B, 1 + N, D), positions added
+        # (B, 1 + N, D), positions added, stretched over the grid of images of another size
+        tokens = self.vit.embeddings(pixels.to(self.vit.dtype), interpolate_pos_encoding=True)
         tokens = torch.cat([tokens[:, :1], take(tokens[:, 1:], visible)], dim=1)
         for layer in self.vit.layers:
             tokens = layer(tokens)
         latents: Tensor = self.vit.layernorm(tokens)
         return latents
+
+    def num_visible(self, num_patches: int) -> int:
+        """See `MaskedPixels.num_visible`."""
+        return num_patches - hidden_count(num_patches, self.config.mask_ratio)
 
     def patchify(self, pixels: Tensor) -> Tensor:
         """See `MaskedPixels.patchify`; patches row by row."""

@@ -66,7 +66,6 @@ class MaskedVideoAutoencoder(MaskedPixels):
         )
         self.view = _view(config, size, channels, self.network.config)
         places = self.view.grid[0] * self.view.grid[1]
-        self.num_visible = self.view.moments * (places - hidden_count(places, config.mask_ratio))
         self.decoder = PixelDecoder(
             config.decoder,
             latent_width=self.network.config.hidden_size,
@@ -80,6 +79,11 @@ class MaskedVideoAutoencoder(MaskedPixels):
         tokens = self.network.encoder(take(tokens, visible)).last_hidden_state
         latents: Tensor = self.network.layernorm(tokens)
         return latents
+
+    def num_visible(self, num_patches: int) -> int:
+        """See `MaskedPixels.num_visible`; the same places at every moment."""
+        places = num_patches // self.view.moments
+        return self.view.moments * (places - hidden_count(places, self.config.mask_ratio))
 
     def patchify(self, pixels: Tensor) -> Tensor:
         """See `MaskedPixels.patchify`."""

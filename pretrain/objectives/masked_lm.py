@@ -42,6 +42,8 @@ class MaskedLanguageModel(Objective):
         unpadded: bool = False
         """Read documents one by one instead of rows under a mask: the same numbers, see `networks.unpadded`."""
 
+    may_change = frozenset({"max_tokens"})
+
     def __init__(self, config: Config, facts: DataFacts) -> None:
         super().__init__()
         self.config, self.facts = config, facts

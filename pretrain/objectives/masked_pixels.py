@@ -47,19 +47,21 @@ class MaskedPixels(Objective):
 
     Attributes:
         field: of a batch, holds the pixels.
-        num_visible: V.
         norm_pixels: predict each patch at mean 0 and variance 1.
     """
 
     field: ClassVar[str]
     view: MaskedImage | MaskedClip
     decoder: PixelDecoder
-    num_visible: int
     norm_pixels: bool
 
     @abstractmethod
     def encode(self, pixels: Tensor, visible: Tensor) -> Tensor:
         """Latents (B, L + V, D) of the patches at `visible` (B, V)."""
+
+    @abstractmethod
+    def num_visible(self, num_patches: int) -> int:
+        """V of N patches."""
 
     @abstractmethod
     def patchify(self, pixels: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class MaskedPixels(Objective):
         return Output(
             loss=(energy * batch.weight).sum(),
             logs={name: (value * share).sum().detach() for name, value in logs.items()},
-            embeddings=seen.latents[:, -self.num_visible :].mean(dim=1).detach(),
+            embeddings=seen.latents[:, -self.num_visible(batch["mask"].shape[1]) :].mean(dim=1).detach(),
             energies={"positive": energy.detach()},
         )
 
@@ -94,9 +96,9 @@ class MaskedPixels(Objective):
             pixels: (B, ..., C, H, W), normalised.
             mask: (B, N) bool, True = hidden, the same number in every row.
         """
-        visible = mask.byte().argsort(dim=1, stable=True)[:, : self.num_visible]  # (B, V), in order
+        visible = mask.byte().argsort(dim=1, stable=True)[:, : self.num_visible(mask.shape[1])]  # (B, V), in order
         latents = self.encode(pixels, visible)
-        predicted = self.decoder(latents, visible).float()
+        predicted = self.decoder(latents, visible, mask.shape[1]).float()
         patches = self.patchify(pixels.float())
         if not self.norm_pixels:
             return Reconstruction(latents, patches, patches, predicted, predicted)

@@ -275,16 +275,48 @@ class TestSegments:
         of_b = (slots.dataset == 1) & (slots.epoch == 0)
         assert members(slots, of_b) == every_member(both[1])
 
-    def test_a_change_inside_a_round_or_unannounced_is_refused(self):
+    def test_a_change_inside_a_round_is_refused(self):
         order = Order(0, [Stream("a", np.array([40]), 3), Stream("b", np.array([9]), 1)], 4)
         other = [Stream("a", np.array([40]), 2), Stream("b", np.array([9]), 2)]
         with pytest.raises(UserError, match="no multiple of num_lanes=4"):
             Order.from_state(0, other, 4, order.to_state(), 6)
-        with pytest.raises(UserError, match="opens a new segment"):
-            Order(0, other, 4, segments=order.to_state())
-        changed = Order.from_state(0, other, 4, order.to_state(), 8)
-        with pytest.raises(UserError, match="cannot be changed before"):
-            Order.from_state(0, order.streams, 4, changed.to_state(), 4)
+        with pytest.raises(UserError, match="no multiple of num_lanes=4"):
+            Order.from_state(0, order.streams, 4, (), 0, planned=[(6, {"a": 4})])
+
+
+class TestStages:
+    """Mixtures that are planned for later."""
+
+    @given(st.data(), changing_orders())
+    @contract
+    def test_a_plan_and_changes_by_hand_are_the_same_order(self, data, by_hand):
+        """Also when the run goes on, from its state and the same plan, at any moment between."""
+        seed, streams, num_lanes = by_hand.seed, by_hand.streams, by_hand.num_lanes
+        rest = {"window": by_hand.window, "shuffle": by_hand.shuffle}
+        plan = [(segment.p0 * num_lanes, segment.lanes) for segment in by_hand.segments]
+        planned = Order.from_state(seed, streams, num_lanes, (), 0, planned=plan, **rest)
+        last = by_hand.segments[-1].p0
+        moment = data.draw(st.integers(0, last + 3)) * num_lanes
+        state = json.loads(json.dumps(planned.to_state()))
+        resumed = Order.from_state(seed, streams, num_lanes, state, moment, planned=plan, **rest)
+        assert resumed.to_state() == planned.to_state()
+        count = last + enough_rounds(by_hand)
+        assert_equal(rounds(planned, count), rounds(by_hand, count))
+
+    def test_each_stage_takes_its_exact_shares(self):
+        streams = [Stream("web", np.array([40]), 2), Stream("books", np.array([9]), 2)]
+        plan = [(0, {"web": 4}), (8, {"web": 1, "books": 3}), (20, {"books": 4})]
+        slots = Order.from_state(0, streams, 4, (), 0, planned=plan).slots(np.arange(28))
+        shares = [np.bincount(part, minlength=2).tolist() for part in np.split(slots.dataset, [8, 20])]
+        assert shares == [[8, 0], [3, 9], [0, 8]]
+
+    def test_a_stage_that_has_begun_stays_and_one_to_come_is_planned_anew(self):
+        streams = [Stream("a", np.array([40]), 2), Stream("b", np.array([9]), 2)]
+        old = Order.from_state(0, streams, 4, (), 0, planned=[(8, {"a": 3, "b": 1}), (16, {"a": 1, "b": 3})])
+        new = Order.from_state(0, streams, 4, old.to_state(), 12, planned=[(8, {"a": 3, "b": 1}), (24, {"a": 4})])
+        assert [(segment.p0, dict(segment.lanes)) for segment in new.segments] == [
+            (0, {"a": 2, "b": 2}), (2, {"a": 3, "b": 1}), (6, {"a": 4}),
+        ]  # fmt: skip
 
 
 class TestSubstitutes:

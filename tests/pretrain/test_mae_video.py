@@ -72,7 +72,7 @@ def test_positions_are_those_of_videomae() -> None:
 
 def test_what_the_encoder_sees_is_what_videomae_sees() -> None:
     model, batch = autoencoder().eval(), batch_of(3)
-    visible = batch["mask"].byte().argsort(dim=1, stable=True)[:, : model.num_visible]
+    visible = batch["mask"].byte().argsort(dim=1, stable=True)[:, : model.num_visible(batch["mask"].shape[1])]
     with torch.no_grad():
         ours = model.encode(batch["clip"], visible)
         theirs = model.network(batch["clip"], bool_masked_pos=batch["mask"]).last_hidden_state
