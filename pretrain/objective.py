@@ -39,6 +39,7 @@ class DataFacts:
         frames: of every clip; None where a sample is no clip.
         frames_per_second: of its clips.
         label_frames: frames that are labelled in every clip.
+        stills: some sets of the mixture hold single images beside the clips of others.
     """
 
     channels: int | None = None
@@ -51,6 +52,7 @@ class DataFacts:
     frames: int | None = None
     frames_per_second: float | None = None
     label_frames: tuple[int, ...] = ()
+    stills: bool = False
 
     @classmethod
     def from_plain(cls, tree: Mapping[str, Any]) -> DataFacts:
@@ -122,6 +124,8 @@ class Objective(nn.Module, ABC):
     lr_factors: Mapping[str, float] = {}
     """Factors on the learning rate by prefix of parameter names; what has none is trained at the schedule's own."""
     view: View
+    takes_stills_beside_clips: ClassVar[bool] = False
+    """Whether one mixture may hold sets of images and sets of clips."""
     may_change: ClassVar[frozenset[str]] = frozenset()
     """Settings of the view that may be others at a stage of the curriculum: `image_size`, `max_tokens`."""
 

@@ -25,7 +25,7 @@ from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.guard import Guard
 from pretrain.objective import Objective
-from pretrain.objectives import build
+from pretrain.objectives import build, configured
 from pretrain.run.attempt import Attempt, attempts, refuse_if_alive
 from pretrain.run.directory import RunDirectory
 from pretrain.run.process import describe
@@ -98,6 +98,7 @@ class Session:
             UserError: the recipe, its data or the run directory do not allow it.
             CheckpointError: no checkpoint of the run can be read any more.
         """
+        configured(recipe.objective)  # its mistakes are found before a large set is opened
         sources = open_sources(recipe)
         check_sizes(recipe, sources, world.world_size)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_lanes": sources.num_lanes})})

@@ -77,12 +77,14 @@ class Sources:
         return {dataset.name: dataset.digest for dataset in self.datasets}
 
     def facts(self) -> DataFacts:
-        """What all training sets agree on; they may be of different languages, and all of these are named.
+        """What all training sets agree on.
+
+        They may be of different languages, and all of these are named; sets of images may stand beside sets of clips.
 
         Raises:
             UserError: they disagree.
         """
-        every = [data_facts(dataset) for dataset in self.datasets]
+        every = _beside_clips([data_facts(dataset) for dataset in self.datasets])
         common = [_without_languages(facts) for facts in every]
         for dataset, facts in zip(self.datasets, common, strict=True):
             if facts != common[0]:
@@ -182,6 +184,21 @@ def data_facts(dataset: Dataset) -> DataFacts:
 def _tokens_per_sample(dataset: Dataset) -> float | None:
     facts = dataset.manifest.facts
     return facts.row_tokens if facts.tokens is None else facts.tokens / dataset.num_samples
+
+
+def _beside_clips(every: Sequence[DataFacts]) -> list[DataFacts]:
+    """Facts in which sets of images and of clips can agree: the clips' own, and whether there are stills."""
+    clips = [facts for facts in every if facts.frames is not None]
+    if len(clips) in (0, len(every)) or any(facts.channels is None for facts in every):
+        return list(every)
+    size = every[0].image_size if len({facts.image_size for facts in every}) == 1 else None
+    still = replace(clips[0], image_size=size, stills=True)
+    return [
+        replace(facts, image_size=size, stills=True)
+        if facts.frames is not None
+        else replace(still, channels=facts.channels)
+        for facts in every
+    ]
 
 
 def _without_languages(facts: DataFacts) -> DataFacts:

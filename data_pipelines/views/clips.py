@@ -29,11 +29,15 @@ def frame_fields(sample: Sample) -> list[str]:
     Raises:
         SampleError: the sample has no frames.
     """
-    numbers = {name: name.partition(".") for name in sample.fields}
-    frames = [name for name, (number, _, kind) in numbers.items() if number.isdecimal() and kind in IMAGE_FIELDS]
+    frames = [name for name in sample.fields if _is_frame(name)]
     if not frames:
         raise SampleError(f"no frames among fields {sorted(sample.fields)[:6]}", key=sample.key, shard=sample.shard)
-    return sorted(frames, key=lambda name: int(numbers[name][0]))
+    return sorted(frames, key=lambda name: int(name.partition(".")[0]))
+
+
+def _is_frame(field: str) -> bool:
+    number, _, kind = field.partition(".")
+    return number.isdecimal() and kind in IMAGE_FIELDS
 
 
 class MaskedClip(ImageView):
@@ -104,6 +108,8 @@ class ClipPair(TwoCrops):
 
     distance: tuple[int, int]
     """Least and largest number of frames from one to the other; 0 takes one frame twice."""
+    stills: bool = False
+    """Samples without frames are single images: both views are crops of one."""
 
     @model_validator(mode="after")
     def _distances_rise(self) -> Self:
@@ -113,6 +119,8 @@ class ClipPair(TwoCrops):
 
     def sample(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
         """See `View.sample`."""
+        if self.stills and not any(map(_is_frame, sample.fields)):
+            return self._still(sample, draw)
         names, rng = frame_fields(sample), draw.rng("pair")
         least, largest = self.distance
         if len(names) <= least:
@@ -128,6 +136,12 @@ class ClipPair(TwoCrops):
                 fields[f"image{view}"] = central_square(image.pixels()[0], self.image_size)
             fields |= self.drawn(image, (view,), draw)
         return fields
+
+    def _still(self, sample: Sample, draw: Draw) -> Mapping[str, np.ndarray]:
+        """As `TwoCrops` sees an image, in the fields of a pair of frames."""
+        fields = dict(super().sample(sample, draw))
+        image = fields.pop("image", None)
+        return fields if image is None else {**fields, "image0": image, "image1": image}
 
     def uncropped(self, batch: Batch, view: int) -> Tensor:
         """See `TwoCrops.uncropped`."""

@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from data_pipelines.base import UserError, did_you_mean, parse
+from data_pipelines.base import Strict, UserError, did_you_mean, parse
 
 if TYPE_CHECKING:
     from pretrain.objective import DataFacts, Objective
@@ -49,6 +49,19 @@ def objective_class(name: str) -> type[Objective]:
     raise UserError(f"objective {name!r} does not exist{did_you_mean(name, objective_names())}")
 
 
+def configured(tree: Mapping[str, Any]) -> tuple[type[Objective], Strict]:
+    """The class that a recipe's `objective` names, and its settings, before any data is known.
+
+    Raises:
+        UserError: unknown name or key.
+    """
+    settings = dict(tree)
+    if "name" not in settings:
+        raise UserError(f"recipe objective: no name; known: {', '.join(objective_names())}")
+    chosen = objective_class(str(settings.pop("name")))
+    return chosen, parse(chosen.Config, settings, "recipe objective")
+
+
 def build(tree: Mapping[str, Any], facts: DataFacts, seed: int) -> Objective:
     """Draw an objective: the same parameters on every rank and at every world size.
 
@@ -65,11 +78,12 @@ def build(tree: Mapping[str, Any], facts: DataFacts, seed: int) -> Objective:
 
     from data_pipelines.hashing import mix
 
-    settings = dict(tree)
-    if "name" not in settings:
-        raise UserError(f"recipe objective: no name; known: {', '.join(objective_names())}")
-    chosen = objective_class(str(settings.pop("name")))
-    config = parse(chosen.Config, settings, "recipe objective")
+    chosen, config = configured(tree)
+    if facts.stills and not chosen.takes_stills_beside_clips:
+        raise UserError(
+            f"recipe objective: {tree['name']} takes images or clips, and the sources hold both; "
+            f"leave one kind out of data.sources, or choose info_nce"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(mix(seed, "parameters")) >> 1)
         return chosen(config, facts)

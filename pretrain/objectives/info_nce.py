@@ -103,6 +103,7 @@ class InfoNCE(Objective):
             return self
 
     coupling: ClassVar[Literal["sample", "micro"]] = "micro"
+    takes_stills_beside_clips = True
     may_change = frozenset({"image_size"})
     view: TwoCrops
 
@@ -253,7 +254,7 @@ class InfoNCE(Objective):
 
 
 def _view(config: InfoNCE.Config, facts: DataFacts, image_size: int, channels: int) -> TwoCrops:
-    """Two crops of an image, or of two frames of a clip."""
+    """Two crops of an image, or of two frames of a clip; in a mixture of both, of whatever a sample is."""
     if (facts.frames is None) != (config.frame_distance is None):
         words = (
             "holds no clips; leave frame_distance out" if facts.frames is None else "holds clips; set frame_distance"
@@ -263,7 +264,8 @@ def _view(config: InfoNCE.Config, facts: DataFacts, image_size: int, channels: i
     settings = {"image_size": image_size, "channels": channels, **chosen}
     if config.frame_distance is None:
         return parse(TwoCrops, settings, "recipe objective")
-    return parse(ClipPair, {**settings, "distance": config.frame_distance}, "recipe objective")
+    clips = {"distance": config.frame_distance, "stills": facts.stills}
+    return parse(ClipPair, {**settings, **clips}, "recipe objective")
 
 
 def _head(config: Projector.Config | None, input_size: int) -> nn.Module:

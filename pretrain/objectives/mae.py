@@ -59,6 +59,8 @@ class MaskedAutoencoder(MaskedPixels):
         super().__init__()
         self.config, self.facts, self.norm_pixels = config, facts, config.norm_pixels
         size, channels = working_size(config.image_size, facts)
+        if facts.frames is not None:
+            raise UserError("recipe objective: the data holds clips; choose mae_video, or data of single images")
         self.vit = _encoder(config, size, channels)
         self.view = _view(config, size, channels, self.vit.config.patch_size)
         self.decoder = PixelDecoder(
