@@ -1,4 +1,4 @@
-"""`thalweg data ...`: pack, index, check, show, plan."""
+"""`thalweg data ...`: pack, index, check, show, plan, bench."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from launch.pack_commands import add_command, one_line
 from launch.progress import Progress
 
 if TYPE_CHECKING:
-
     from data_pipelines.order import Order
     from data_pipelines.shards import Dataset
     from data_pipelines.views import View
+    from launch.feeding import Consumer
     from pretrain.config import Recipe
 
 
 def add_parser(subparsers: Any) -> None:
     """Add `data` and its commands; each sets `run`, a function of the parsed arguments that gives the exit code."""
-    parser = subparsers.add_parser("data", help="pack, index, check, show and plan data")
+    parser = subparsers.add_parser("data", help="pack, index, check, show, plan and bench data")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
     pack_commands.add_parsers(commands)
@@ -29,6 +29,14 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument("path", help="a packed folder, or a folder, glob or file of tars")
     check.add_argument("--fix", action="store_true", help="rebuild indexes and manifest from the tars")
     check.add_argument("--all", action="store_true", help="decode every image, not a sample of them")
+    check.add_argument("--recipe", metavar="RECIPE|RUN", help="whose order to judge, and whether GPUs will starve")
+    _add_pace(check)
+
+    bench = add_command(commands, "bench", "how fast a recipe's data comes here, by number of workers", run_bench)
+    bench.add_argument("recipe", metavar="RECIPE|RUN", help="a recipe's name or YAML file, or a run's folder")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe")
+    bench.add_argument("--seconds", type=float, default=5.0, metavar="S", help="to time each number of workers (5)")
+    _add_pace(bench)
 
     show = add_command(commands, "show", "print first samples, or draw a contact sheet", run_show)
     show.add_argument("path", help="a packed folder, or a folder, glob or file of tars")
@@ -51,14 +59,45 @@ def add_parser(subparsers: Any) -> None:
     pace.add_argument("--samples-per-s", type=float, metavar="N", help="the same, as samples/s of all ranks")
 
 
+def _add_pace(command: argparse.ArgumentParser) -> None:
+    pace = command.add_mutually_exclusive_group()
+    pace.add_argument(
+        "--gpu", metavar="NAME", help="h100 for instance; its peak and the model's FLOPs say what it asks"
+    )
+    pace.add_argument("--gpu-samples-per-s", type=float, metavar="N", help="what one GPU takes, as measured")
+
+
 def run_check(arguments: argparse.Namespace) -> int:
-    """`thalweg data check PATH [--fix] [--all]`; exit code 1 when damage is found."""
+    """`thalweg data check PATH [--fix] [--all] [--recipe RECIPE]`; exit code 1 when damage is found."""
     from data_pipelines.check import check
 
+    consumer = _consumer(arguments, []) if arguments.recipe else None
+    if consumer is None and (arguments.gpu or arguments.gpu_samples_per_s):
+        raise UserError("data check: a GPU starves under a model; say which, --recipe RECIPE")
+    reading = consumer.reading() if consumer else None
     with Progress() as progress:
-        report = check(arguments.path, fix=arguments.fix, decode_all=arguments.all, progress=progress)
+        report = check(arguments.path, fix=arguments.fix, decode_all=arguments.all, reading=reading, progress=progress)
+    if consumer and not report.missing_shards:
+        from launch.feeding import feeding_lines
+
+        report.facts += feeding_lines(arguments.path, consumer)
     print("\n".join(report.lines()))
     return 1 if report.damaged else 0
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    """`thalweg data bench RECIPE [key=value]`."""
+    from launch.feeding import bench_lines
+
+    for line in bench_lines(_consumer(arguments, arguments.overrides), arguments.seconds):
+        print(line, flush=True)
+    return 0
+
+
+def _consumer(arguments: argparse.Namespace, overrides: list[str]) -> Consumer:
+    from launch.feeding import Consumer
+
+    return Consumer.of(arguments.recipe, overrides, arguments.gpu, arguments.gpu_samples_per_s)
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -86,7 +125,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
     from pretrain.config import load_recipe
     from pretrain.sources import total_steps
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = load_recipe(arguments.recipe, [*arguments.overrides, "data.validation=null"])
     batch, step_s = recipe.train.global_batch, arguments.step_seconds
     if arguments.samples_per_s:
         step_s = batch / arguments.samples_per_s

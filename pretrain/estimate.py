@@ -23,6 +23,17 @@ BYTES = {"fp32": 4, "bf16": 2}
 MOMENTS = {"adamw": 2, "lars": 1, "sgd": 1}
 """fp32 tensors that an optimizer keeps for each parameter."""
 
+GPUS = {
+    "a10": {"bf16": 125.0, "fp32": 31.2},
+    "a100": {"bf16": 312.0, "fp32": 19.5},
+    "l40s": {"bf16": 362.0, "fp32": 91.6},
+    "h100": {"bf16": 989.0, "fp32": 67.0},
+    "h200": {"bf16": 989.0, "fp32": 67.0},
+    "b200": {"bf16": 2250.0, "fp32": 80.0},
+    "mi300x": {"bf16": 1307.0, "fp32": 163.0},
+}
+"""Peak TFLOP/s of dense matmuls by precision, as in the makers' data sheets."""
+
 LAYER_BYTES = 34
 """Activation bytes a token, layer and unit of width in 16 bits, attention matrices never stored (Korthikanti 2022,
 arXiv:2205.05198, section 4.1)."""

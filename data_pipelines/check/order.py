@@ -38,6 +38,11 @@ class Reading:
     shuffle: Shuffle = "window"
     seed: int = 0
 
+    def order(self, dataset: Dataset) -> Order:
+        """All lanes read this set."""
+        stream = Stream(dataset.name, dataset.shard_sizes, self.num_lanes)
+        return Order(self.seed, [stream], self.num_lanes, window=self.window, shuffle=self.shuffle)
+
 
 def usual_reading(dataset: Dataset) -> Reading:
     """A batch of 256, or what the set has."""
@@ -49,9 +54,7 @@ def judge_order(dataset: Dataset, census: Census, reading: Reading, report: Repo
     """Lines on lanes and shuffle, warnings where they are poor, advice on the size of shards."""
     if dataset.num_samples == 0 or not len(census.shards):
         return
-    stream = Stream(dataset.name, dataset.shard_sizes, reading.num_lanes)
-    order = Order(reading.seed, [stream], reading.num_lanes, window=reading.window, shuffle=reading.shuffle)
-    table = _Table(dataset, census)
+    order, table = reading.order(dataset), _Table(dataset, census)
     _judge_lanes(order, table, report)
     if len(report.labels) > 1:
         _judge_shuffle(order, table, reading, report)

@@ -47,6 +47,7 @@ class Report:
     bytes: int = 0
     shards: int = 0
     fields: Counter[str] = field(default_factory=Counter)
+    missing_shards: int = 0
     shard_bytes: list[int] = field(default_factory=list)
     images: int = 0
     decoded: int = 0
@@ -107,9 +108,9 @@ class Report:
         if self.labels:
             yield "labels", self._balance()
             yield from (("", bar) for bar in self._histogram())
-        yield from self.facts
         if self.read_bytes_per_s:
             yield "speed", self._speed()
+        yield from self.facts
 
     def _fields(self) -> str:
         in_all = [name for name, count in self.fields.items() if count == self.samples]

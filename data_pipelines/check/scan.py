@@ -43,6 +43,7 @@ class Scan:
         try:
             reader = open_reader(tar)
         except OSError as error:
+            self._report.missing_shards += 1
             self._report.add("damage", f"{expected.file}: {error.strerror or error}{self._lost_with(number)}")
             return
         self._report.bytes += reader.size

@@ -98,14 +98,37 @@ def test_plan_tells_steps_before_anything_runs(pictures, tmp_path, capsys):
         thalweg("plan", recipe, "--world-size", 3)
 
 
+def test_check_and_bench_tell_whether_a_model_will_be_fed(pictures, tmp_path, capsys):
+    thalweg("pack", "imagefolder", pictures, tmp_path / "out", "val_fraction=0")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "objective: {name: mae, encoder: {architecture: vit, patch_size: 4, hidden_size: 8, num_hidden_layers: 1, "
+        "num_attention_heads: 1, intermediate_size: 8}, decoder: {hidden_size: 8, num_hidden_layers: 1, "
+        "num_attention_heads: 1, intermediate_size: 8}}\n"
+        f"data: {{path: '{tmp_path}/out/train', validation: not/here}}\ntrain: {{global_batch: 8, epochs: 2}}\n"
+    )
+    capsys.readouterr()
+    assert thalweg("check", tmp_path / "out" / "train", "--recipe", recipe, "--gpu-samples-per-s", "0.1") == 0
+    words = capsys.readouterr().out
+    assert "lanes        8 of 3 or 4 samples" in words
+    assert "feeding      your GPUs will not starve: it takes data.workers=1" in words
+    assert thalweg("bench", recipe, "--seconds", "0.01", "--gpu-samples-per-s", "1e12") == 0
+    *_, row, last = capsys.readouterr().out.splitlines()
+    assert row.split()[-1] == "100%"
+    assert last.startswith("choose       data.workers=") and "a GPU WILL STARVE" in last
+    with pytest.raises(UserError, match="say which, --recipe"):
+        thalweg("check", tmp_path / "out" / "train", "--gpu", "h100")
+
+
 def test_a_plan_for_ten_billion_samples_takes_little_memory_and_no_torch(tmp_path):
     words = ["data", "plan", "mae_vitb16", "train.global_batch=16384", "--world-size", "4096", "--simulate"]
     words += ["--samples", "1e10", "--shards", "1e6", "--sample-bytes", "1e5", "--step-seconds", "0.5"]
     program = (
-        "import resource, sys\n"
+        "import sys\n"
         "from launch.cli import main\n"
         f"code = main({words!r})\n"
-        "print('torch' in sys.modules, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, code)\n"
+        "[peak] = [line for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"  # ru_maxrss is inherited
+        "print('torch' in sys.modules, peak.split()[1], code)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     *plan, last = done.stdout.splitlines()

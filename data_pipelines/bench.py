@@ -1,0 +1,162 @@
+"""How fast a run's data comes here: by part for one worker, by number of workers, and how many of them it takes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from data_pipelines.base import SampleError
+from data_pipelines.batch import Batch
+from data_pipelines.order import Order
+from data_pipelines.shards import Dataset
+from data_pipelines.steps import divisors
+from data_pipelines.views import Draw, View
+
+MICRO_BATCH = 64
+"""Samples that are stacked at a time, about: the order is the run's, its micro batches may take minutes to fill."""
+SPARE = 1.25
+"""Workers are planned for so much more than is asked: reading and decoding do not come evenly."""
+BEST_SHARE = 0.9
+"""Of the best rate, from which fewer workers are as good."""
+TIMED_AT_LEAST = 2
+"""Micro batches."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds that one worker spends on a sample, and the sample's bytes; means."""
+
+    read_s: float
+    view_s: float
+    stack_s: float
+    sample_bytes: float
+
+    @property
+    def samples_per_s(self) -> float:
+        """Of one worker."""
+        return 1 / (self.read_s + self.view_s + self.stack_s)
+
+    def words(self) -> str:
+        """The parts' shares."""
+        parts = {"read": self.read_s, "decode and view": self.view_s, "stack": self.stack_s}
+        return ", ".join(f"{name} {part * self.samples_per_s:.0%}" for name, part in parts.items())
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What so many workers gave; 0 reads in the training process itself."""
+
+    workers: int
+    samples_per_s: float
+
+    def data_wait(self, asked_per_s: float) -> float:
+        """Share of the time that a GPU which takes so many samples a second waits for data."""
+        if self.workers == 0:  # nothing is read while it computes
+            return asked_per_s / (asked_per_s + self.samples_per_s)
+        return max(0.0, 1 - self.samples_per_s / asked_per_s)
+
+
+def time_parts(
+    datasets: Sequence[Dataset], order: Order, view: View, *, seed: int, seconds: float, start: int = 0
+) -> Parts:
+    """Read and view the run's samples one by one in this process, and stack them.
+
+    Args:
+        seconds: how long.
+        start: first slot.
+
+    Raises:
+        SampleError: not one of the first thousand samples can be read.
+    """
+    spent = np.zeros(3)
+    count = num_bytes = bad = 0
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds or count == 0:
+        rows = []
+        slots = order.slots(np.arange(start, start + MICRO_BATCH))
+        for position, place in zip(
+            slots.positions, zip(slots.dataset, slots.shard, slots.member, strict=True), strict=True
+        ):
+            at = [time.perf_counter()]
+            try:
+                sample = datasets[place[0]].read(int(place[1]), int(place[2]))
+                at.append(time.perf_counter())
+                rows.append(view.sample(sample, Draw(seed, int(position))))
+            except SampleError:
+                bad += 1
+                if bad >= 1000 and not count:
+                    raise
+                continue
+            at.append(time.perf_counter())
+            spent[:2] += np.diff(at)
+            num_bytes += sum(map(len, sample.fields.values()))
+        stacking = time.perf_counter()
+        for name in rows[0] if rows else ():
+            np.stack([row[name] for row in rows])
+        spent[2] += time.perf_counter() - stacking
+        count += len(rows)
+        start += MICRO_BATCH
+    read_s, view_s, stack_s = (spent / count).tolist()
+    return Parts(read_s, view_s, stack_s, num_bytes / count)
+
+
+def sweep(
+    batches: Callable[[int, int], Iterator[Batch]], counts: Sequence[int], *, seconds: float, stride: int
+) -> Iterator[Pace]:
+    """The rate of each number of workers.
+
+    Args:
+        batches: endless batches of so many workers from a slot on; closed when done with.
+        seconds: how long each is timed.
+        stride: slots from the start of one to the start of the next, so that none reads what another left in memory.
+    """
+    for number, workers in enumerate(counts):
+        stream = batches(workers, number * stride)
+        for _ in range(max(1, workers)):  # all have begun by then
+            next(stream)
+        count = taken = 0
+        begun = time.perf_counter()
+        while (passed := time.perf_counter() - begun) < seconds or taken < TIMED_AT_LEAST:
+            count += len(next(stream))
+            taken += 1
+        stream.close()  # type: ignore[attr-defined]  # a generator
+        yield Pace(workers, count / passed)
+
+
+def worker_counts(cores: int) -> list[int]:
+    """0, 1, 2, 3, 4, 6, 8, 12, 16 ... up to the cores.
+
+    >>> worker_counts(2), worker_counts(10)
+    ([0, 1, 2], [0, 1, 2, 3, 4, 6, 8, 10])
+    """
+    steps = [0, 1, *(size for power in range(1, 12) for size in (2**power, 3 * 2 ** (power - 1)))]
+    return sorted({*(size for size in steps if size <= cores), cores})
+
+
+def choose(paces: Sequence[Pace], asked_per_s: float | None) -> Pace:
+    """The fewest workers that give what is asked and a quarter more; else, the fewest that are about as good as any."""
+    best = max(pace.samples_per_s for pace in paces)
+    enough = BEST_SHARE * best
+    if asked_per_s is not None:
+        enough = min(enough, SPARE * asked_per_s)
+    return next(pace for pace in sorted(paces, key=lambda pace: pace.workers) if pace.samples_per_s >= enough)
+
+
+def workers_needed(asked_per_s: float, worker_per_s: float) -> int:
+    """Workers that feed one GPU, a quarter to spare."""
+    return ceil(SPARE * asked_per_s / worker_per_s)
+
+
+def micro_batches(global_batch: int) -> int:
+    """Parts of a step of at most `MICRO_BATCH` samples each."""
+    return min(size for size in divisors(global_batch) if global_batch // size <= MICRO_BATCH)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
