@@ -25,18 +25,20 @@ from evals.segmentation_forecasting.metrics import IGNORE
 
 FRAMES_AT_ONCE = 16
 CACHE_BYTES = 8 * 2**30
+FEATURE_BYTES = 2 * 2**30
+"""Memory for features of labelled frames; beyond it they are computed each time."""
 
 
 class SegmenterConfig(Strict):
     """The head, and how it is trained on the labelled frames of the training set."""
 
     head: Literal["linear", "upsampling"] = "upsampling"
-    """One linear map a place; or convolutions that double the resolution until a place is two pixels wide."""
+    """One linear map a place; or convolutions, after which each place opens into smaller ones, two pixels wide."""
     train_encoder: bool = False
     """Whether the encoder learns too, or stays as it is."""
-    width: int = Field(64, gt=0)
+    width: int = Field(96, gt=0)
     """Channels of the upsampling head."""
-    steps: int = Field(400, gt=0)
+    steps: int = Field(500, gt=0)
     batch: int = Field(8, gt=0)
     """Frames a step."""
     lr: float = Field(3e-3, gt=0)
@@ -58,17 +60,19 @@ class Segmenter(nn.Module):
         self.backbone = backbone.eval()
         with torch.no_grad():
             found = backbone(torch.zeros(1, *frame))
-        doublings = max(0, round(math.log2(frame[1] / found.shape[2])) - 1)
-        self.head = _head(config, found.shape[1], classes, doublings)
+        self.head = _head(config, found.shape[1], classes, zoom=max(1, round(frame[1] / found.shape[2] / 2)))
         self._learns = config.train_encoder
         self.backbone.requires_grad_(self._learns)
 
+    def features(self, frames: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to what the head reads (B, D, h, w)."""
+        with torch.set_grad_enabled(self._learns and torch.is_grad_enabled()):
+            found: Tensor = self.backbone(frames)
+        return found
+
     def forward(self, frames: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to logits (B, K, H, W)."""
-        with torch.set_grad_enabled(self._learns and torch.is_grad_enabled()):
-            found = self.backbone(frames)
-        logits: Tensor = F.interpolate(self.head(found), frames.shape[-2:], mode="bilinear")
-        return logits
+        return resized(self.head(self.features(frames)), frames.shape[-2], frames.shape[-1])
 
     @torch.no_grad()
     def soft(self, frames: Tensor) -> Tensor:
@@ -76,16 +80,18 @@ class Segmenter(nn.Module):
         return self(frames).softmax(dim=1)
 
 
-def _head(config: SegmenterConfig, width: int, classes: int, doublings: int) -> nn.Sequential:
-    """Features are standardised first, so that one learning rate serves all encoders (no scale or shift learned)."""
+def _head(config: SegmenterConfig, width: int, classes: int, zoom: int) -> nn.Sequential:
+    """Features are standardised first, so that one learning rate serves all encoders (no scale or shift learned).
+
+    Source of the opening of places: Shi 2016, arXiv:1609.05158; it convolves the small map, and costs little.
+    """
     standardised = nn.BatchNorm2d(width, affine=False)
     if config.head == "linear":
         return nn.Sequential(standardised, nn.Conv2d(width, classes, 1))
-    layers: list[nn.Module] = [standardised, nn.Conv2d(width, config.width, 1), nn.GELU()]
-    for _ in range(doublings):
-        layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
-        layers += [nn.Conv2d(config.width, config.width, 3, padding=1), nn.BatchNorm2d(config.width), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(config.width, classes, 1))
+    layers: list[nn.Module] = [standardised]
+    for read in (width, config.width):
+        layers += [nn.Conv2d(read, config.width, 3, padding=1), nn.BatchNorm2d(config.width), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(config.width, classes * zoom**2, 1), nn.PixelShuffle(zoom))
 
 
 def segmenter(backbone: Backbone, clips: Clips, config: SegmenterConfig) -> tuple[Segmenter, str]:
@@ -108,37 +114,90 @@ def segmenter(backbone: Backbone, clips: Clips, config: SegmenterConfig) -> tupl
 
 
 def train(model: Segmenter, clips: Clips, config: SegmenterConfig) -> None:
-    """Fit the labelled frames of `clips`, mirrored left to right half of the time."""
+    """Fit the labelled frames of `clips`, mirrored left to right half of the time.
+
+    A step looks at every second pixel of every second row, beginning anywhere: neighbours say much the same.
+    """
     parameters = [{"params": model.head.parameters(), "lr": config.lr}]
     if config.train_encoder:
         parameters.append({"params": model.backbone.parameters(), "lr": config.encoder_lr})
-    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.steps))
     )
+    weights = rarity(clips.labels, len(clips.classes)).to(best_device())
     model.head.train()  # the encoder's own norms stay as they were pretrained
-    progress = Progress("segmenter", config.steps, "steps")
+    frames, progress = _LabelledFrames(model, clips, config), Progress("segmenter", config.steps, "steps")
     for step in range(config.steps):
-        frames, labels = _labelled(clips, config.batch, rng("segmenter", step))
+        draw = rng("segmenter", step)
+        features, labels = frames.drawn(config.batch, draw)
+        top, left = draw.integers(0, 2, 2)
+        labels = labels[:, top::2, left::2]
+        logits = resized(model.head(features), *labels.shape[-2:])
         optimizer.zero_grad()
-        surprise = F.cross_entropy(model(frames), labels, ignore_index=IGNORE, reduction="sum")
-        (surprise / (labels != IGNORE).sum().clamp(min=1)).backward()
+        F.cross_entropy(logits, labels, weights, ignore_index=IGNORE).backward()
         optimizer.step()
         schedule.step()
         progress.add(1)
 
 
-def _labelled(clips: Clips, count: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Frames (B, C, H, W) in [0, 1] and labels (B, H, W) int64."""
-    known = clips.facts.label_frames
-    rows = draw.integers(0, len(clips), count)
-    frames = [known[number] for number in draw.integers(0, len(known), count)]
-    pixels = np.stack([clips.images[row, clips.places([frame])[0]] for row, frame in zip(rows, frames, strict=True)])
-    labels = np.stack([clips.label(row, frame) for row, frame in zip(rows, frames, strict=True)])
-    mirrored = draw.random(count) < 0.5
-    pixels[mirrored], labels[mirrored] = pixels[mirrored, :, ::-1], labels[mirrored, :, ::-1]
-    device = best_device()
-    return to_float(torch.from_numpy(pixels).to(device)), torch.from_numpy(labels).to(device).long()
+def rarity(labels: np.ndarray, classes: int) -> Tensor:
+    """(K,) weights that make rare classes count: 1 / log(1.02 + share of the pixels), 0 for those that are absent.
+
+    Source: Paszke 2016, arXiv:1606.02147, section 5.2.
+    """
+    counts = np.zeros(classes, np.int64)
+    for clip in labels:
+        counts += np.bincount(clip.reshape(-1), minlength=IGNORE + 1)[:classes]
+    weights = np.where(counts, 1 / np.log(1.02 + counts / max(1, counts.sum())), 0)
+    return torch.from_numpy(weights).float()
+
+
+class _LabelledFrames:
+    """What the head reads of labelled frames, and their labels; an encoder that does not learn reads each once."""
+
+    def __init__(self, model: Segmenter, clips: Clips, config: SegmenterConfig) -> None:
+        self._model, self._clips, self._frozen = model, clips, not config.train_encoder
+        self._known: dict[tuple[int, int, bool], Tensor] = {}
+        self._bytes = 0
+
+    def drawn(self, count: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Features (B, D, h, w) and labels (B, H, W) int64 of frames drawn anew, half of them mirrored."""
+        known = self._clips.facts.label_frames
+        rows, places = draw.integers(0, len(self._clips), count), draw.integers(0, len(known), count)
+        chosen = list(zip(rows.tolist(), places.tolist(), (draw.random(count) < 0.5).tolist(), strict=True))
+        labels = np.stack([_mirrored(self._clips.labels[row, place], turn) for row, place, turn in chosen])
+        device = best_device()
+        if self._frozen:
+            features = torch.stack([self._remembered(one).to(device) for one in chosen])
+        else:
+            features = self._model.features(self._pixels(chosen))
+        return features, torch.from_numpy(labels).to(device).long()
+
+    def _remembered(self, one: tuple[int, int, bool]) -> Tensor:
+        if one in self._known:
+            return self._known[one]
+        features = self._model.features(self._pixels([one]))[0].cpu()
+        if self._bytes + features.nbytes <= FEATURE_BYTES:
+            self._known[one] = features
+            self._bytes += features.nbytes
+        return features
+
+    def _pixels(self, chosen: list[tuple[int, int, bool]]) -> Tensor:
+        """(B, C, H, W) in [0, 1]."""
+        places = self._clips.places(self._clips.facts.label_frames)
+        frames = [_mirrored(self._clips.images[row, places[place]], turn) for row, place, turn in chosen]
+        return to_float(torch.from_numpy(np.stack(frames)).to(best_device()))
+
+
+def _mirrored(picture: np.ndarray, turned: bool) -> np.ndarray:
+    """(H, W, ...), left to right or as it is."""
+    return picture[:, ::-1] if turned else picture
+
+
+def resized(logits: Tensor, height: int, width: int) -> Tensor:
+    """(B, K, h, w) to (B, K, height, width), bilinear."""
+    return F.interpolate(logits, (height, width), mode="bilinear")
 
 
 def soft_maps(model: Segmenter, digest: str, clips: Clips) -> np.ndarray:
