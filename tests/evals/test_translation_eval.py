@@ -8,13 +8,16 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from data_pipelines.base import UserError
 from data_pipelines.pack import pack
+from data_pipelines.pack.writer import PackConfig, Split, write_sets
 from data_pipelines.shards import Dataset
 from evals.protocol import run_eval
+from evals.translation.sentences import samples_of
 from pretrain.export import write_encoder
 from pretrain.objectives import build
 from pretrain.sources import data_facts
@@ -123,6 +126,17 @@ def test_back_translated_pairs_are_tagged_and_mixed_in(pairs, export, tmp_path):
 def test_what_cannot_be_is_said_in_one_line(pairs, export, changes, complaint):
     with pytest.raises(UserError, match=complaint):
         run_eval("translation", export, words(pairs, *changes))
+
+
+def test_empty_references_are_refused(pairs, export, tmp_path):
+    """Packing leaves such lines out, but a set may be another's."""
+    val = Dataset.open(pairs[1])
+    samples = [(sample.key, {**sample.fields, "de.txt": b" "}) for sample in samples_of(val)]
+    files = {"tokenizer.json": (Path(pairs[1]) / "tokenizer.json").read_bytes()}
+    split = Split("val", samples, len(samples), 9999, describe=lambda: (val.manifest.facts, ()), extra_files=files)
+    [blank] = write_sets(tmp_path / "blank", [split], PackConfig(), name="blank", source="")
+    with pytest.raises(UserError, match=r"blank/val: pair\d+ has an empty reference \(de\); pack it again"):
+        run_eval("translation", export, [f"data.train={pairs[0]}", f"data.test={blank.path}", *QUICK])
 
 
 def test_sets_without_pairs_are_refused(pairs, export, tmp_path):
