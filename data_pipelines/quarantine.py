@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_pipelines.opt_out import OPTED_OUT
+
 FREE = 10
 """Replaced samples that are never too many."""
 WORST = 10
@@ -42,6 +44,11 @@ class Line:
     served: Place
     attempt: int
 
+    @property
+    def is_bad(self) -> bool:
+        """Whether the sample is at fault; one that is opted out is not, and counts against no budget."""
+        return self.reason != OPTED_OUT
+
 
 def read_lines(folder: Path) -> list[Line]:
     """Lines of all ranks, by attempt, oldest first; a line that a crash has torn is left out."""
@@ -57,6 +64,11 @@ def _read_file(path: Path) -> Iterable[Line]:
             yield Line(served=(dataset, shard, member), **tree)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
+
+
+def num_bad(lines: Iterable[Line]) -> int:
+    """Slots at which a sample was unreadable."""
+    return len({line.g for line in lines if line.is_bad})
 
 
 def replaced(folder: Path) -> dict[int, Place]:
@@ -104,7 +116,7 @@ def is_too_much(num_replaced: int, num_samples: int, max_share: float) -> bool:
 
 def complaint(num_replaced: int, num_samples: int, max_share: float, lines: Iterable[Line]) -> str:
     """What `is_too_much`, in words that name the worst shards of `lines`."""
-    bad = {(line.shard, line.key) for line in lines}
+    bad = {(line.shard, line.key) for line in lines if line.is_bad}
     worst_shards = Counter(shard for shard, _ in sorted(bad)).most_common(WORST)
     worst = ", ".join(f"{shard} ({count})" for shard, count in worst_shards)
     return (

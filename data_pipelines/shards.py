@@ -15,6 +15,7 @@ from data_pipelines.base import DataError, SampleError, Strict, UserError, canon
 from data_pipelines.batch import Sample
 from data_pipelines.index import SUFFIX, Index, payload_digest, read_index
 from data_pipelines.opened import IN_FLIGHT, Opened
+from data_pipelines.opt_out import OPTED_OUT, OptOut
 from data_pipelines.storage import (
     DEFAULTS,
     Reader,
@@ -178,12 +179,14 @@ class Dataset:
         name: str,
         places: Sequence[tuple[str, str]] | None = None,
         storage: Storage = DEFAULTS,
+        opt_out: OptOut | None = None,
     ) -> None:
         """Use `Dataset.open`.
 
         Args:
             places: (tar, index) addresses of the shards; in `path` itself when None.
         """
+        self._opted_out = opt_out.of(name) if opt_out else frozenset()
         self.path, self.manifest, self.name = path, manifest, name
         self.shard_sizes = np.array([shard.samples for shard in manifest.shards], np.int64)
         self.is_remote = local_path(path) is None
@@ -191,7 +194,9 @@ class Dataset:
         self._opened = Opened()
 
     @classmethod
-    def open(cls, path: str, *, name: str | None = None, storage: Storage = DEFAULTS) -> Dataset:
+    def open(
+        cls, path: str, *, name: str | None = None, storage: Storage = DEFAULTS, opt_out: OptOut | None = None
+    ) -> Dataset:
         """Open a packed folder, or a folder, glob or file of plain tars.
 
         Args:
@@ -199,6 +204,7 @@ class Dataset:
                 indexed into a cache folder on first use.
             name: overrides the manifest's.
             storage: how a remote one is read.
+            opt_out: keys of samples that it shall not give.
 
         Raises:
             UserError: nothing to read there, or shards are missing; all missing ones are listed.
@@ -207,23 +213,23 @@ class Dataset:
         path = str(path)
         path = path.rstrip("/") if len(path) > 1 else path
         try:
-            return cls._open(path, name, storage)
+            return cls._open(path, name, storage, opt_out)
         except PermissionError as error:
             raise UserError(f"dataset {path}: {error}; it may not be read with the credentials at hand") from None
         except OSError as error:
             raise DataError(f"dataset {path}: {error}") from None
 
     @classmethod
-    def _open(cls, path: str, name: str | None, storage: Storage) -> Dataset:
+    def _open(cls, path: str, name: str | None, storage: Storage, opt_out: OptOut | None) -> Dataset:
         try:
             manifest = read_manifest(path, storage)
         except (FileNotFoundError, NotADirectoryError):
             from data_pipelines.foreign import open_foreign
 
             manifest, places = open_foreign(path, storage)
-            return cls(path, manifest, name or manifest.name, places, storage)
+            return cls(path, manifest, name or manifest.name, places, storage, opt_out)
         _refuse_missing(path, manifest, storage)
-        return cls(path, manifest, name or manifest.name, storage=storage)
+        return cls(path, manifest, name or manifest.name, storage=storage, opt_out=opt_out)
 
     @property
     def num_samples(self) -> int:
@@ -265,12 +271,14 @@ class Dataset:
         """Read one sample and check it against its digest.
 
         Raises:
-            SampleError: it is unreadable: shard gone, truncated before it, or bytes damaged.
+            SampleError: it is unreadable: shard gone, truncated before it, or bytes damaged; or it is opted out.
             DataError: the shard was replaced by another one, or its store is out of reach.
         """
         index = self.index(shard)
         offset, size = index.span(member)
         key, file = index.key(member), self.manifest.shards[shard].file
+        if key in self._opted_out:
+            raise SampleError(OPTED_OUT, key=key, shard=file)
         try:
             span = self._files().ahead.take((shard, member)) if self.is_remote else None
             if span is None:

@@ -44,6 +44,8 @@ class Data(Strict):
     prefetch: int = Field(2, gt=0)
     """Micro batches read ahead by each worker."""
     storage: Storage = Storage()
+    opt_out: str | None = None
+    """File of keys of samples to pass over, one a line, after the name of their set and a tab where it is one set's."""
     max_quarantined: float = Field(0.001, ge=0, le=1)
     """Share of samples that may be unreadable before the run stops (the first 10 are free)."""
 
@@ -220,8 +222,8 @@ class Recipe(Strict):
 
 FREE_ON_RESUME = (
     "summary", "ran_here", "data.path", "data.sources", "data.temperature", "data.validation", "data.workers",
-    "data.prefetch", "data.storage", "data.max_quarantined", "engine", "checkpoint", "validation", "probe",
-    "monitor", "evals", "profile", "runs", "train.max_skipped", "train.spike_factor",
+    "data.prefetch", "data.storage", "data.opt_out", "data.max_quarantined", "engine", "checkpoint", "validation",
+    "probe", "monitor", "evals", "profile", "runs", "train.max_skipped", "train.spike_factor",
 )  # fmt: skip
 """Paths that may change between attempts of a run; anything else is a new run.
 
