@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 2
 KILLS  ?= 50
+FUZZ_S ?= 60
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-fast test-slurm check format lint types imports setup system soak fuzz table clean
+.PHONY: demo test test-fast test-slurm check format lint types imports setup system soak fuzz atheris table clean
 
 setup: $(READY)
 
@@ -61,6 +62,11 @@ table: $(READY)  ## the README's results table, about three hours on two cores; 
 
 fuzz: $(READY)  ## the tar reader and the index parser, long
 	THALWEG_FUZZ=20000 $(BIN)/python -m pytest tests/data_pipelines/test_fuzz.py --timeout 0
+
+atheris: $(READY)  ## the same, guided by coverage, FUZZ_S seconds each; installs atheris
+	$(BIN)/pip install -q atheris==3.0.0
+	$(BIN)/python -m tests.fuzz.readers tar -max_total_time=$(FUZZ_S)
+	$(BIN)/python -m tests.fuzz.readers index -max_total_time=$(FUZZ_S)
 
 clean:
 	rm -rf demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
