@@ -29,8 +29,8 @@ def validate(session: Session) -> dict[str, float]:
     assert session.sources.validation is not None
     engine = session.engine
     total: dict[str, float] = {}
-    view, samples = engine.module.view, session.recipe.validation.max_samples
-    for batch in _batches(session, session.sources.validation, view, _micro_rows(session), samples):
+    view, most = engine.module.view, session.recipe.validation.max_samples
+    for batch in _batches(session, session.sources.validation, view, _micro_rows(session), most):
         output, rows = engine.evaluate(batch)
         samples = float(batch.weight.sum())
         figures = {"loss": float(output.loss), "rows": rows, "samples": samples}
