@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from data_pipelines.mixture import weights_used
 from data_pipelines.order import Order, Slots, Stream, check_batch, legal_world_sizes, steps_of
 
 STEPS_PROBED = 8
@@ -53,6 +54,8 @@ class Plan:
         step_s: seconds a step; None where they are not known.
         table_bytes: of the order in one process, its epochs' tables included.
         index_bytes: of the shards that a rank has open, about.
+        streams: as the first mixture of the run has them.
+        stages: later mixtures, in words.
     """
 
     steps: int
@@ -70,6 +73,7 @@ class Plan:
     table_bytes: int
     index_bytes: float
     streams: tuple[StreamPlan, ...]
+    stages: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -89,6 +93,7 @@ class Plan:
         for stream in self.streams:
             yield "dataset", _line(stream, self.num_lanes)
             yield "shuffle", _shuffle_line(stream)
+        yield from (("stage", stage) for stage in self.stages)
         yield (
             "memory",
             f"{self.table_bytes / 1e6:,.1f} MB of tables in each process that reads; about "
@@ -178,21 +183,29 @@ def plan(
         table_bytes=order.table_bytes,
         index_bytes=_index_bytes(order, world_size),
         streams=tuple(
-            _plan_stream(stream, index, probed, global_batch * stream.lanes // order.num_lanes)
+            _plan_stream(stream, index, probed, lanes, global_batch * lanes // order.num_lanes)
             for index, stream in enumerate(order.streams)
+            for lanes in [order.segments[0].lanes.get(stream.name, 0)]
+        ),
+        stages=tuple(
+            f"from step {segment.p0 * order.num_lanes // global_batch:,}: "
+            f"{weights_used(list(segment.lanes), list(segment.lanes.values()))}"
+            for segment in order.segments[1:]
         ),
         warnings=tuple(order.repeats_in_step(global_batch)),
     )
 
 
 def _probe(order: Order, global_batch: int) -> list[Slots]:
-    """Some steps, spread evenly over the first epoch of the mixture."""
+    """Some steps, spread evenly over the first epoch of the mixture, or its first stage."""
     steps = sum(stream.num_samples for stream in order.streams) // global_batch
+    if len(order.segments) > 1:
+        steps = min(steps, order.segments[1].p0 * order.num_lanes // global_batch)
     starts = {steps * probe // STEPS_PROBED * global_batch for probe in range(STEPS_PROBED)}
     return [order.slots(np.arange(start, start + global_batch)) for start in sorted(starts)]
 
 
-def _plan_stream(stream: Stream, index: int, probed: list[Slots], samples_per_step: int) -> StreamPlan:
+def _plan_stream(stream: Stream, index: int, probed: list[Slots], lanes: int, samples_per_step: int) -> StreamPlan:
     parts = min(PARTS, stream.num_samples)
     first_of_shard = np.cumsum(stream.shard_sizes) - stream.shard_sizes
     shards, reached = [], []
@@ -206,7 +219,7 @@ def _plan_stream(stream: Stream, index: int, probed: list[Slots], samples_per_st
         name=stream.name,
         num_samples=stream.num_samples,
         num_shards=len(stream.filled_shards),
-        lanes=stream.lanes,
+        lanes=lanes,
         samples_per_step=samples_per_step,
         shards_per_step=float(np.mean(shards)),
         parts=parts,

@@ -140,6 +140,12 @@ class Stage(Strict):
     weights: dict[str, float] | None = None
     """The mixture, by the datasets' names; one that is left out rests."""
 
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.view() and self.weights is None:
+            raise ValueError("a stage changes image_size, max_tokens or weights")
+        return self
+
     def view(self) -> dict[str, int]:
         """Settings of the objective's view that change here."""
         return self.model_dump(include={"image_size", "max_tokens"}, exclude_none=True)
@@ -211,6 +217,11 @@ class Recipe(Strict):
     """START:STOP steps to record with the torch profiler."""
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
+
+    @property
+    def changes_tokens(self) -> bool:
+        """Whether a sample holds more tokens, on average, at one stage than at another."""
+        return any(stage.max_tokens or stage.weights for stage in self.curriculum)
 
     @model_validator(mode="after")
     def _stages_follow_each_other(self) -> Self:

@@ -285,7 +285,7 @@ class Watch:
         samples = self._steps * session.recipe.train.global_batch
         rate = samples / self._seconds if self._seconds else 0.0
         flops = self._flops_per_sample * rate / session.world.world_size
-        tokens = session.sources.tokens_per_sample
+        tokens = None if session.recipe.changes_tokens else session.sources.tokens_per_sample
         return {
             "samples_per_s": rate,
             **({} if tokens is None else {"tokens_per_s": tokens * rate, "tokens": tokens * session.progress.position}),

@@ -20,7 +20,7 @@ from data_pipelines.order import Order
 from data_pipelines.views import View
 from pretrain import checkpoint
 from pretrain.config import Recipe
-from pretrain.curriculum import training_view
+from pretrain.curriculum import stages_in_words, training_view
 from pretrain.distributed import World
 from pretrain.engine import Engine
 from pretrain.guard import Guard
@@ -146,6 +146,8 @@ class Session:
             self.event("repeats", words)
         if len(self.sources.datasets) > 1:
             self.event("mixture", weights_used([d.name for d in self.sources.datasets], self.sources.lanes))
+        for words in stages_in_words(self.recipe, self.sources):
+            self.event("curriculum", words)
         if (opt_out := self.sources.opt_out) is not None:
             words = f"{len(opt_out)} keys are passed over, as {self.recipe.data.opt_out} says"
             self.event("opt_out", words, digest=opt_out.digest, keys=len(opt_out))

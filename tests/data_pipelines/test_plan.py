@@ -50,6 +50,16 @@ def test_ten_billion_samples_on_4096_ranks_fit_into_200_mb():
     assert peak_bytes < 200 * 10**6
 
 
+def test_a_plan_is_of_the_first_mixture_and_names_those_to_come():
+    streams = [Stream("a", np.array([3000]), 4), Stream("b", np.array([500]), 4)]
+    stages = [(0, {"a": 8}), (320, {"a": 2, "b": 6})]
+    order = Order.from_state(0, streams, 8, (), 0, planned=stages)
+    figures = plan(order, global_batch=32, accumulation=1, world_size=4, epochs=1)
+    assert [(stream.lanes, stream.samples_per_step) for stream in figures.streams] == [(8, 32), (0, 0)]
+    assert figures.streams[1].parts_reached == 0
+    assert "stage        from step 10: a 0.25 (2 lanes), b 0.75 (6 lanes)" in figures.lines()
+
+
 def test_a_mixture_is_planned_dataset_by_dataset():
     order = Order(0, [Stream("a", np.array([30, 0, 70]), 6), Stream("b", np.array([5]), 2)], 8)
     figures = plan(order, global_batch=32, accumulation=1, world_size=4, epochs=2.5, sample_bytes=10)

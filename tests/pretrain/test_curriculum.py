@@ -72,7 +72,9 @@ def test_a_stage_that_a_network_cannot_take_is_refused(objective, facts, stage, 
 
 def test_stages_come_in_the_order_of_their_steps() -> None:
     with pytest.raises(UserError, match=r"begins at a later step than the one before, got \[3, 3\]"):
-        recipe_of({"step": 3}, {"step": 3})
+        recipe_of({"step": 3, "image_size": 8}, {"step": 3, "image_size": 16})
+    with pytest.raises(UserError, match=r"curriculum\.0: a stage changes image_size, max_tokens or weights"):
+        recipe_of({"step": 3})
 
 
 def test_a_curriculum_is_part_of_a_run_and_its_absence_of_runs_that_began_without() -> None:
