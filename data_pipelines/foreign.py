@@ -65,7 +65,8 @@ def open_foreign(path: str, storage: Storage = DEFAULTS) -> tuple[Manifest, list
     unindexed = sum(index is None for index in beside)
     if unindexed > MAX_UNINDEXED:
         raise UserError(
-            f"dataset {path}: {unindexed} of {len(tars)} tars have no index; make them once: thalweg data index {path}"
+            f"dataset {path}: {unindexed} of {len(tars)} tars have no index; make them once, in jobs of a cluster: "
+            f"thalweg data index {path} --cluster NAME"
         )
     places, indexes = zip(
         *(
@@ -83,7 +84,7 @@ def open_foreign(path: str, storage: Storage = DEFAULTS) -> tuple[Manifest, list
         source=path,
         fields=sorted({field for index in indexes for field in index.header.fields}),
         facts=sniff(places, indexes),
-        classes=_classes_beside(tars[0]),
+        classes=classes_beside(tars[0]),
         shards=shards,
     )
     return manifest, list(places)
@@ -156,7 +157,7 @@ def _name(path: str) -> str:
     return "-".join(part for part in (folders[-1] if folders else "", stem) if part) or "tars"
 
 
-def _classes_beside(tar: str) -> tuple[str, ...] | None:
+def classes_beside(tar: str) -> tuple[str, ...] | None:
     """Lines of a classes.txt in the tar's folder."""
     beside = tar.rsplit("/", 1)[0] if "/" in tar else "."
     try:

@@ -34,7 +34,9 @@ def add_parsers(commands: Any) -> None:
     )
 
     index = add_command(commands, "index", "index the tars of a folder in place, and write its manifest", run_index)
-    index.add_argument("path", help="a tar, or a folder of tars")
+    index.add_argument("path", help="a tar, or a folder of tars; of a store too")
+    index.add_argument("--cluster", metavar="NAME|FILE.yaml", help="do it in jobs there, see `thalweg clusters`")
+    index.add_argument("--jobs", type=int, metavar="N", help="with --cluster: how many (one for each 1,000 tars)")
 
     near = add_command(commands, "near", "images of a set that look like another of it, or of other sets", run_near)
     near.add_argument("path", metavar="SET", help="a packed folder")
@@ -80,9 +82,17 @@ def run_pack(arguments: argparse.Namespace) -> int:
 
 
 def run_index(arguments: argparse.Namespace) -> int:
-    """`thalweg data index PATH`."""
-    from data_pipelines.check import index_in_place
+    """`thalweg data index PATH [--cluster NAME [--jobs N]]`."""
+    from data_pipelines.indexing import index_in_place
 
+    if arguments.cluster:
+        from launch.cluster import load_cluster
+        from launch.indexing import submit_indexing
+
+        print("\n".join(submit_indexing(arguments.path, load_cluster(arguments.cluster), arguments.jobs)))
+        return 0
+    if arguments.jobs is not None:
+        raise UserError("data index: --jobs are those of a cluster; name it with --cluster")
     with Progress() as progress:
         for line in index_in_place(arguments.path, progress):
             print(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipelines.check.census import Census
-from data_pipelines.check.mend import index_in_place, mend
+from data_pipelines.check.mend import mend
 from data_pipelines.check.order import Reading, judge_order, usual_reading
 from data_pipelines.check.report import Finding, Report
 from data_pipelines.check.scan import Scan
@@ -11,7 +11,7 @@ from data_pipelines.pack.writer import Progress, no_progress
 from data_pipelines.shards import MANIFEST, Dataset, Manifest, read_manifest
 from data_pipelines.storage import exists, join, names_in
 
-__all__ = ["Finding", "Reading", "Report", "check", "index_in_place"]
+__all__ = ["Finding", "Reading", "Report", "check"]
 
 DECODED_SAMPLES = 1000
 """Images decoded unless all are asked for, spread evenly over the set."""

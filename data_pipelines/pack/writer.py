@@ -99,7 +99,7 @@ class Split:
     """
 
     name: str
-    samples: Iterable[tuple[str, Fields]] | Sequence[Any]
+    samples: Iterable[tuple[str, Fields] | Made] | Sequence[Any]
     num_samples: int
     num_bytes: int
     describe: Callable[[], tuple[Facts, tuple[str, ...]]]

@@ -14,6 +14,7 @@ from data_pipelines.storage.access import (
     names_in,
     open_reader,
     read_bytes,
+    write_bytes,
 )
 from data_pipelines.storage.address import SCHEMES, join, local_path
 from data_pipelines.storage.node import cache_folder, locked, once
@@ -36,4 +37,5 @@ __all__ = [
     "once",
     "open_reader",
     "read_bytes",
+    "write_bytes",
 ]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from data_pipelines.base import write_atomically
 from data_pipelines.storage.address import local_path
 from data_pipelines.storage.cache import CachedReader, ShardCache
 from data_pipelines.storage.local import LocalReader
@@ -54,6 +55,19 @@ def read_bytes(address: str, storage: Storage = DEFAULTS) -> bytes:
     """
     path = local_path(address)
     return Remote(address, storage.deadline_s).read_whole() if path is None else Path(path).read_bytes()
+
+
+def write_bytes(address: str, content: bytes, storage: Storage = DEFAULTS) -> None:
+    """Replace a small file; a reader sees the old one or the new one, never a part.
+
+    Raises:
+        UserError: its store only reads, as web servers do.
+    """
+    path = local_path(address)
+    if path is None:
+        Remote(address, storage.deadline_s).write(content)
+    else:
+        write_atomically(Path(path), content)
 
 
 def fingerprint(address: str, storage: Storage = DEFAULTS) -> str:

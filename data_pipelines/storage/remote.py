@@ -65,6 +65,14 @@ class Remote:
         """Sorted addresses that match it."""
         return self._persist(self._store.glob)
 
+    def write(self, content: bytes) -> None:
+        """Put it there as a whole.
+
+        Raises:
+            UserError: the store only reads.
+        """
+        self._persist(lambda path, left_s: self._store.write(path, content, left_s))
+
     def _persist(self, ask: Callable[[str, float], Result]) -> Result:
         return persist(lambda left_s: ask(self._path, left_s), self._store.health, self._path, self._deadline_s)
 

@@ -74,6 +74,10 @@ class Store:
         """Sorted addresses that match a pattern."""
         return sorted(self.files.unstrip_protocol(match) for match in self.files.glob(path))
 
+    def write(self, path: str, content: bytes, timeout_s: float) -> None:
+        """Put an object there as a whole; a reader sees the old one or the new one."""
+        self.files.pipe_file(path, content)
+
     def _replaced(self, path: str, tag: str, now: str) -> DataError:
         return DataError(
             f"{join(self.name, path)} was replaced while it was read (tag {tag}, now {now or 'another'}): "
@@ -104,6 +108,10 @@ class S3Store(Store):
     def glob(self, path: str, timeout_s: float) -> list[str]:
         """See `Store.glob`."""
         return sorted(f"s3://{match}" for match in self._ask(lambda: self.files._glob(path), timeout_s))
+
+    def write(self, path: str, content: bytes, timeout_s: float) -> None:
+        """See `Store.write`."""
+        self._ask(lambda: self.files._pipe_file(path, content), timeout_s)
 
     async def _head(self, path: str) -> Head:
         """From a GET of one byte: refusals of a HEAD carry no reason."""

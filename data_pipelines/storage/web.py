@@ -60,6 +60,10 @@ class WebStore(Store):
         with _listing():
             return super().glob(path, timeout_s)
 
+    def write(self, path: str, content: bytes, timeout_s: float) -> None:
+        """Never done."""
+        raise UserError(f"{path}: a web server is only read; do this where the files lie")
+
     async def _head(self, url: str) -> Head:
         async with await self._get(url, 0, 1, "") as answer:
             if answer.status == 206:
