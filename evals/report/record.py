@@ -14,7 +14,8 @@ import numpy as np
 import yaml
 
 from data_pipelines.base import UserError
-from data_pipelines.quarantine import replaced
+from data_pipelines.quarantine import num_bad
+from data_pipelines.quarantine import read_lines as read_quarantine
 from pretrain.run.attempt import is_alive
 from pretrain.run.directory import RunDirectory
 from pretrain.run.records import read_lines
@@ -79,7 +80,7 @@ class RunRecord:
         attempts: records by number.
         judgements: by eval and step.
         sketches: by step and name.
-        quarantined: slots whose sample was replaced.
+        quarantined: slots whose sample was unreadable and replaced.
         reached: by attempt the last step it logged, done again by later ones or not.
         alive: whether a process works on the run.
     """
@@ -302,6 +303,6 @@ def _reached(directory: RunDirectory) -> dict[int, int]:
 
 def _quarantined(folder: Path) -> int:
     try:
-        return len(replaced(folder))
+        return num_bad(read_quarantine(folder))
     except ValueError:
         return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_pipelines.base import UserError
 from data_pipelines.ledger import expected
+from data_pipelines.quarantine import num_bad, read_lines
 from data_pipelines.quarantine import replaced as replaced_slots
 from pretrain.checkpoint import CheckpointReader, committed, path_of
 from pretrain.run.directory import RunDirectory
@@ -46,11 +47,12 @@ def verify(run: RunDirectory) -> Verdict:
                 False,
                 f"run {run.root}: the ledger DIFFERS from the order at step {line['step']} (slots up to {position})",
             )
-    epochs = position / sources.num_samples
+    epochs, bad = position / sources.num_samples, num_bad(read_lines(run.quarantine))
+    opted_out = f"{len(replaced) - bad} opted out, " if len(replaced) > bad else ""
     return Verdict(
         True,
         f"run {run.root}: {position:,} slots in {len(lines)} steps are exactly what the order says "
-        f"({epochs:.2f} epochs, {len(replaced)} replaced, {len(run.attempts())} attempts)",
+        f"({epochs:.2f} epochs, {bad} replaced, {opted_out}{len(run.attempts())} attempts)",
     )
 
 
