@@ -17,12 +17,14 @@ class Sample:
     Attributes:
         key: the sample's name, unique in its dataset.
         fields: bytes by lower-case extension, e.g. {"jpg": ..., "cls": b"3"}.
+        digest: of its bytes, as the shard's index has it (`data_pipelines.index.payload_digest`).
     """
 
     key: str
     fields: Mapping[str, bytes]
     dataset: str = ""
     shard: str = ""
+    digest: int = 0
 
 
 @dataclass(frozen=True)

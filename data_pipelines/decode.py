@@ -90,9 +90,9 @@ class EncodedImage:
     def __init__(self, data: bytes, channels: int = 3) -> None:
         """Read the header; raises what `decode_image` raises."""
         self._data, self._channels = data, channels
-        self._jpeg = _jpeg_of(data, MAX_PIXELS)
-        self._decoded = decode_image(data, channels) if self._jpeg is None else None
-        self.height, self.width = self._decoded.shape[:2] if self._jpeg is None else self._jpeg.upright_size
+        content: _Jpeg | np.ndarray = _jpeg_of(data, MAX_PIXELS) or decode_image(data, channels)
+        self._content = content
+        self.height, self.width = content.upright_size if isinstance(content, _Jpeg) else content.shape[:2]
 
     def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
         """Decode.
@@ -107,14 +107,14 @@ class EncodedImage:
         Raises:
             SampleError: damaged.
         """
-        if self._decoded is not None:
-            return self._decoded, 1
-        height, width = self._jpeg.size
+        if not isinstance(self._content, _Jpeg):
+            return self._content, 1
+        height, width = self._content.size
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink), "min_factor": shrink}
         pixels = _decode_jpeg(self._data, self._channels, fastupsample=True, **least)
         if pixels is None:
             return decode_image(self._data, self._channels), 1
-        return _turn_upright(pixels, self._jpeg.orientation), shrink
+        return _turn_upright(pixels, self._content.orientation), shrink
 
 
 def shrink_factor(most: float) -> int:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -28,9 +29,18 @@ def word(value: Scalar) -> np.uint64:
     return np.uint64(_word(value))
 
 
+def words(names: Sequence[str]) -> np.ndarray:
+    """(n,) uint64, `word` of each name."""
+    return np.frombuffer(b"".join(map(_digest, names)), dtype="<u8")
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
+
+
 def _word(value: Scalar | np.ndarray) -> int:
     if isinstance(value, str):
-        return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest(), "little")
+        return int.from_bytes(_digest(value), "little")
     return int(value) & MASK
 
 

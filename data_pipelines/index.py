@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -77,23 +78,41 @@ class Index:
 
     def key(self, sample: int) -> str:
         """Name of one sample."""
-        return self.key_bytes[self.key_starts[sample] : self.key_starts[sample + 1]].tobytes().decode()
+        plain = self._plain
+        return str(plain.key_bytes[plain.key_starts[sample] : plain.key_starts[sample + 1]], "utf-8")
 
     def span(self, sample: int) -> tuple[int, int]:
         """(offset, size) of the one range of the tar that holds the whole sample."""
-        first, last = int(self.starts[sample]), int(self.starts[sample + 1]) - 1
-        start = int(self.offsets[first])
-        return start, int(self.offsets[last] + self.sizes[last]) - start
+        plain = self._plain
+        last = plain.starts[sample + 1] - 1
+        start = plain.offsets[plain.starts[sample]]
+        return start, plain.offsets[last] + plain.sizes[last] - start
 
-    def fields_of(self, sample: int, span: bytes) -> dict[str, bytes]:
-        """Cut the bytes of `span` into the sample's fields, in tar order."""
-        first, stop = int(self.starts[sample]), int(self.starts[sample + 1])
-        base = int(self.offsets[first])
-        fields = {}
+    def fields_of(self, sample: int, data: bytes, base: int | None = None) -> dict[str, bytes]:
+        """Cut the sample's fields out of `data`, in tar order.
+
+        Args:
+            base: where in the tar `data` begins; with the sample itself when None.
+        """
+        plain, names = self._plain, self.header.fields
+        first, stop = plain.starts[sample], plain.starts[sample + 1]
+        base = plain.offsets[first] if base is None else base
+        cut = {}
         for member in range(first, stop):
-            start = int(self.offsets[member]) - base
-            fields[self.header.fields[self.field_ids[member]]] = span[start : start + int(self.sizes[member])]
-        return fields
+            start = plain.offsets[member] - base
+            cut[names[plain.field_ids[member]]] = data[start : start + plain.sizes[member]]
+        return cut
+
+    def digest(self, sample: int) -> int:
+        """`payload_digest` of one sample's fields."""
+        return self._plain.digests[sample]
+
+    @cached_property
+    def _plain(self) -> _Plain:
+        return _Plain(*(memoryview(getattr(self, name)) for name in _Plain._fields))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index, tuple(getattr(self, field.name) for field in fields(self))
 
     def to_bytes(self) -> bytes:
         """The sidecar's content."""
@@ -151,6 +170,18 @@ class Index:
         )
 
 
+class _Plain(NamedTuple):
+    """The arrays of an index, read one number at a time: several times faster than NumPy's scalars."""
+
+    offsets: memoryview
+    sizes: memoryview
+    field_ids: memoryview
+    starts: memoryview
+    key_starts: memoryview
+    key_bytes: memoryview
+    digests: memoryview
+
+
 def read_index(address: str, storage: Storage = DEFAULTS) -> Index:
     """Read the sidecar at `address`.
 
@@ -163,11 +194,8 @@ def read_index(address: str, storage: Storage = DEFAULTS) -> Index:
 
 def payload_digest(fields: Iterable[tuple[str, bytes]]) -> int:
     """xxh3_64 over `field NUL bytes` of each member in tar order."""
-    digest = xxhash.xxh3_64()
-    for name, data in fields:
-        digest.update(name.encode() + b"\0")
-        digest.update(data)
-    return digest.intdigest()
+    parts = [part for name, data in fields for part in (name.encode(), b"\0", data)]
+    return xxhash.xxh3_64_intdigest(b"".join(parts))  # joining costs less than the calls that it saves
 
 
 def _digest(header: Header, arrays: dict[str, np.ndarray]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from pydantic import Field, ValidationError
 from data_pipelines.base import DataError, SampleError, Strict, UserError, canonical_json, digest_of
 from data_pipelines.batch import Sample
 from data_pipelines.index import SUFFIX, Index, payload_digest, read_index
-from data_pipelines.opened import IN_FLIGHT, Opened
+from data_pipelines.opened import IN_FLIGHT, Opened, Sought
 from data_pipelines.opt_out import OPTED_OUT, OptOut
+from data_pipelines.spans import Span, runs
 from data_pipelines.storage import (
     DEFAULTS,
     Reader,
@@ -261,11 +263,7 @@ class Dataset:
 
     def payload_digest(self, shard: int, member: int) -> int:
         """64-bit digest of a sample's bytes, as its index has it (`data_pipelines.index.payload_digest`)."""
-        return int(self.index(shard).digests[member])
-
-    def read_ahead(self, places: Iterable[tuple[int, int]]) -> None:
-        """Ask a remote store for many samples side by side, each a (shard, member); `read` then waits for its own."""
-        self._files().ahead.ask(places, self._span)
+        return self.index(shard).digest(member)
 
     def read(self, shard: int, member: int) -> Sample:
         """Read one sample and check it against its digest.
@@ -274,25 +272,68 @@ class Dataset:
             SampleError: it is unreadable: shard gone, truncated before it, or bytes damaged; or it is opted out.
             DataError: the shard was replaced by another one, or its store is out of reach.
         """
-        index = self.index(shard)
-        offset, size = index.span(member)
-        key, file = index.key(member), self.manifest.shards[shard].file
-        if key in self._opted_out:
-            raise SampleError(OPTED_OUT, key=key, shard=file)
-        try:
-            span = self._files().ahead.take((shard, member)) if self.is_remote else None
-            if span is None:
-                span = self._reader(shard).pread(offset, size)
-        except OSError as error:
-            raise SampleError(f"shard unreadable: {error.strerror or error}", key=key, shard=file) from None
-        if len(span) < size:
-            raise SampleError(f"shard truncated at byte {offset + len(span)}", key=key, shard=file)
-        fields = index.fields_of(member, span)
-        if payload_digest(fields.items()) != int(index.digests[member]):
-            raise SampleError("bytes differ from the index's digest", key=key, shard=file)
-        return Sample(key=key, fields=fields, dataset=self.name, shard=file)
+        [(_, found)] = self.read_all([(shard, member)])
+        if isinstance(found, SampleError):
+            raise found
+        return found
 
-    def _span(self, shard: int, member: int) -> bytes:
+    def read_all(self, places: Sequence[Sought]) -> Iterator[tuple[int, Sample | SampleError]]:
+        """Read many samples, each (shard, member): neighbours at once, those of a remote store side by side.
+
+        Yields:
+            In the order in which they lie: the number of a place, and its sample, or what `read` would raise of it.
+
+        Raises:
+            DataError: see `read`.
+        """
+        if self.is_remote and len(places) > 1:
+            self._files().ahead.ask(places, self._read_ahead)
+        ranked = sorted(range(len(places)), key=places.__getitem__)
+        for shard, rows in groupby(ranked, key=lambda row: places[row][0]):
+            try:
+                index = self.index(shard)
+            except SampleError as error:
+                yield from ((row, error) for row in rows)
+                continue
+            spans = []
+            for row in rows:
+                span = Span.of(index, row, places[row][1])
+                if self._opted_out and (key := index.key(span.member)) in self._opted_out:
+                    yield row, SampleError(OPTED_OUT, key=key, shard=self.manifest.shards[shard].file)
+                else:
+                    spans.append(span)
+            for run in [[span] for span in spans] if self.is_remote else runs(spans):
+                yield from self._read_run(shard, index, run)
+
+    def _read_run(self, shard: int, index: Index, run: Sequence[Span]) -> Iterator[tuple[int, Sample | SampleError]]:
+        start, file = run[0].start, self.manifest.shards[shard].file
+        try:
+            data = self._bytes(shard, run)
+        except OSError as error:
+            if len(run) > 1:  # perhaps not all of them
+                for span in run:
+                    yield from self._read_run(shard, index, [span])
+                return
+            key, reason = index.key(run[0].member), f"shard unreadable: {error.strerror or error}"
+            yield run[0].row, SampleError(reason, key=key, shard=file)
+            return
+        for row, member, _, stop in run:
+            key, digest = index.key(member), index.digest(member)
+            if start + len(data) < stop:
+                reason = f"shard truncated at byte {start + len(data)}"
+                yield row, SampleError(reason, key=key, shard=file)
+                continue
+            fields = index.fields_of(member, data, start)
+            if payload_digest(fields.items()) == digest:
+                yield row, Sample(key, fields, self.name, file, digest)
+            else:
+                yield row, SampleError("bytes differ from the index's digest", key=key, shard=file)
+
+    def _bytes(self, shard: int, run: Sequence[Span]) -> bytes:
+        ahead = self._files().ahead.take((shard, run[0].member)) if self.is_remote else None
+        return self._reader(shard).pread(run[0].start, run[-1].stop - run[0].start) if ahead is None else ahead
+
+    def _read_ahead(self, shard: int, member: int) -> bytes:
         return self._reader(shard).pread(*self.index(shard).span(member))
 
     def index(self, shard: int) -> Index:

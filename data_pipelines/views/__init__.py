@@ -31,7 +31,8 @@ class Draw:
 
     def rng(self, purpose: str, view: int = 0) -> np.random.Generator:
         """Philox keyed by (seed, purpose, g, view)."""
-        return np.random.Generator(np.random.Philox(_Key(mix(self.seed, purpose, self.position, view))))
+        key = _Key(mix(self.seed, purpose, self.position, view))
+        return np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type]  # any ISeedSequence will do
 
 
 class _Key(ISeedSequence):

@@ -153,7 +153,7 @@ def stretch(image: np.ndarray, height: int, width: int, flip: bool = False) -> n
     """
     import torch
 
-    pixels = torch.from_numpy(np.require(image, requirements="CW"))
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"]))
     if image.shape[:2] != (height, width):
         planes = pixels.permute(2, 0, 1)[None]
         planes = torch.nn.functional.interpolate(planes, (height, width), mode="bicubic", antialias=True)
