@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.base import SampleError, UserError
 from data_pipelines.batch import Sample
-from data_pipelines.decode import decode_image, decode_label, image_bytes, image_field
+from data_pipelines.contact_sheet import clip_frames, seen, sheet, stored
+from data_pipelines.decode import decode_label
 from data_pipelines.shards import Dataset
 from data_pipelines.views import Draw, View
 
 if TYPE_CHECKING:
     from data_pipelines.texts import Words
-
-CELL = 96
-"""Pixels a side of one picture of the sheet, with its margin."""
-MARGIN = 4
 
 
 def first_samples(dataset: Dataset, count: int) -> Iterator[Sample]:
@@ -41,7 +35,7 @@ def describe(dataset: Dataset, count: int, view: View | None = None) -> Iterator
     """One line a sample: key, fields with sizes, class; below it packed text in words, as `view` shows it if given."""
     words_of = _words_of(dataset)
     for position, sample in enumerate(first_samples(dataset, count)):
-        fields = ", ".join(f"{name} {len(data)} B" for name, data in sample.fields.items())
+        fields = _fields(sample)
         label = decode_label(sample)
         names = dataset.classes or ()
         known = label is not None and label < len(names)
@@ -49,6 +43,14 @@ def describe(dataset: Dataset, count: int, view: View | None = None) -> Iterator
         yield f"{sample.key!r}: {fields}{words}"
         if words_of is not None:
             yield from (f"  {line}" for line in words_of.lines(sample, view, Draw(0, position)))
+
+
+def _fields(sample: Sample) -> str:
+    """Fields with their sizes; the frames of a clip together."""
+    frames = clip_frames(sample)
+    sizes = {name: len(data) for name, data in sample.fields.items()}
+    clip = [f"{len(frames)} frames {sum(sizes[name] for name in frames)} B"] if frames else []
+    return ", ".join([*clip, *(f"{name} {size} B" for name, size in sizes.items() if name not in frames)])
 
 
 def _words_of(dataset: Dataset) -> Words | None:
@@ -62,36 +64,14 @@ def _words_of(dataset: Dataset) -> Words | None:
         return None
 
 
-def contact_sheet(dataset: Dataset, count: int, out: Path) -> None:
-    """Write the first images in a square of cells, as PNG.
+def contact_sheet(dataset: Dataset, count: int, view: View | None = None) -> np.ndarray:
+    """The first images or clips on one page, (H, W, 3) uint8; with a view, what it makes of each beside it.
 
     Raises:
-        UserError: the set has no images.
+        UserError: there are none among them.
     """
-    cells = []
-    for sample in first_samples(dataset, count):
-        if image_field(sample.fields) is None:
-            continue
-        try:
-            cells.append(_cell(decode_image(image_bytes(sample))))
-        except SampleError:
-            continue
-    if not cells:
+    samples = list(first_samples(dataset, count))
+    strips = stored(samples) if view is None else seen(samples, view)
+    if not strips:
         raise UserError(f"data show {dataset.path}: no images among its first {count} samples")
-    columns = int(np.ceil(np.sqrt(len(cells))))
-    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-    rows = [np.concatenate(cells[start : start + columns], axis=1) for start in range(0, len(cells), columns)]
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(file, "PNG")
-    out.write_bytes(file.getvalue())
-
-
-def _cell(pixels: np.ndarray) -> np.ndarray:
-    """(CELL, CELL, 3): the image centred on white, small ones enlarged without blur."""
-    height, width = pixels.shape[:2]
-    scale = (CELL - 2 * MARGIN) / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    cell = Image.new("RGB", (CELL, CELL), "white")
-    cell.paste(Image.fromarray(pixels).resize(size, method), ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
-    return np.asarray(cell)
+    return sheet(strips)

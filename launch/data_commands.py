@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipelines.base import UserError
@@ -40,9 +41,12 @@ def add_parser(subparsers: Any) -> None:
 
     show = add_command(commands, "show", "print first samples, or draw a contact sheet", run_show)
     show.add_argument("path", help="a packed folder, or a folder, glob or file of tars")
-    show.add_argument("--out", metavar="SHEET.png", help="contact sheet of the first images")
+    show.add_argument("--out", metavar="SHEET.png", help="contact sheet of the first images or clips")
+    show.add_argument("--pictures", action="store_true", help="the same in the terminal, in blocks of colour")
     show.add_argument("--count", type=int, default=16, help="samples to show (16)")
-    show.add_argument("--recipe", metavar="RECIPE", help="show text as this recipe's objective sees it")
+    show.add_argument(
+        "--recipe", metavar="RECIPE", help="show images and text as this recipe's objective sees them too"
+    )
 
     plan = add_command(
         commands, "plan", "steps, ranks, reads and shuffling of a recipe's data, before anything runs", run_plan
@@ -101,19 +105,21 @@ def _consumer(arguments: argparse.Namespace, overrides: list[str]) -> Consumer:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """`thalweg data show PATH [--out SHEET.png]`."""
-    from pathlib import Path
-
+    """`thalweg data show PATH [--recipe RECIPE] [--out SHEET.png]`."""
+    from data_pipelines.contact_sheet import to_png, to_terminal
     from data_pipelines.shards import Dataset
     from data_pipelines.show import contact_sheet, describe
 
     dataset = Dataset.open(arguments.path)
+    view = _view(arguments.recipe, dataset) if arguments.recipe else None
     print(one_line(dataset))
-    for line in describe(dataset, arguments.count, _view(arguments.recipe, dataset) if arguments.recipe else None):
+    for line in describe(dataset, arguments.count, view):
         print(f"  {line}")
     if arguments.out:
-        contact_sheet(dataset, arguments.count, Path(arguments.out))
+        Path(arguments.out).write_bytes(to_png(contact_sheet(dataset, arguments.count, view)))
         print(f"contact sheet: {arguments.out}")
+    elif arguments.pictures:
+        print("\n".join(to_terminal(contact_sheet(dataset, arguments.count, view))))
     return 0
 
 
