@@ -48,7 +48,7 @@ def test_in_each_stage_batches_are_those_of_its_own_view(images: Dataset, worker
 
     def batches(view):
         loader = Loader(
-            [images], order, view, seed=0, global_batch=BATCH, accumulation=2, rank=1, world_size=2, start=0,
+            [images], order, view, seed=0, global_batch=BATCH, accumulation=2, rank=0, world_size=2, start=0,
             workers=workers, prefetch=2, quarantine=None,
         )  # fmt: skip
         try:
