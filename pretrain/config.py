@@ -39,6 +39,8 @@ class Data(Strict):
     window: int = Field(64, gt=0)
     """Samples a shuffle window."""
     shuffle: Literal["window", "full", "none"] = "window"
+    """`window`: shards in random order, samples among `window` neighbours of each lane, so that reading stays nearly in
+    sequence. `full`: a permutation of the whole epoch, one read a sample: for local disks. `none`: as the files lie."""
     workers: int = Field(2, ge=0)
     """Loader processes a rank; 0 reads in the training process."""
     prefetch: int = Field(2, gt=0)
@@ -111,7 +113,7 @@ class Train(Strict):
     """Micro batches a step."""
     steps: int | None = Field(None, gt=0)
     epochs: float | None = Field(None, gt=0)
-    """Exactly one of `steps` and `epochs`; ceil(epochs * N / global_batch) steps."""
+    """Exactly one of `steps` and `epochs`; ceil(epochs * N / global_batch) steps, N the samples of all sets."""
     max_skipped: int = Field(10, ge=0)
     """Steps with a non-finite or exploded gradient in a row before the run stops."""
     spike_factor: float = Field(100.0, gt=1)
