@@ -78,8 +78,9 @@ class RowReader(ABC):
             except SampleError as error:
                 bad.append(error)
                 continue
-            lines = (Line(position, error.key, error.shard, error.reason, place, self._attempt) for error in bad)
-            return replace(row, lines=tuple(lines))
+            lines = [Line(position, error.key, error.shard, error.reason, place, self._attempt) for error in bad]
+            # What is opted out needs a line only where no other one says what stands here.
+            return replace(row, lines=tuple(line for line in lines if line.is_bad) or tuple(lines[:1]))
         raise DataError(
             f"none of the {len(bad)} samples that may stand at slot {position} can be read; the last one: {bad[-1]}"
         )
