@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
+from PIL import Image
+
 from data_pipelines.check.census import Census
-from data_pipelines.check.mend import mend
+from data_pipelines.check.mend import index_in_place, mend
 from data_pipelines.check.order import Reading, judge_order, usual_reading
 from data_pipelines.check.report import Finding, Report
 from data_pipelines.check.scan import Scan
@@ -11,7 +15,7 @@ from data_pipelines.pack.writer import Progress, no_progress
 from data_pipelines.shards import MANIFEST, Dataset, Manifest, read_manifest
 from data_pipelines.storage import exists, join, names_in
 
-__all__ = ["Finding", "Reading", "Report", "check"]
+__all__ = ["Finding", "Reading", "Report", "check", "index_in_place"]
 
 DECODED_SAMPLES = 1000
 """Images decoded unless all are asked for, spread evenly over the set."""
@@ -49,9 +53,11 @@ def check(
     every = 1 if decode_all else max(1, dataset.num_samples // DECODED_SAMPLES)
     census = Census()
     scan = Scan(dataset, report, census, every)
-    for shard in range(report.shards):
-        scan.shard(shard)
-        progress("check", shard + 1, report.shards)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large images are for the report to tell
+        for shard in range(report.shards):
+            scan.shard(shard)
+            progress("check", shard + 1, report.shards)
     scan.conclude()
     census.judge(dataset, report, scan.key)
     judge_order(dataset, census, reading or usual_reading(dataset), report)

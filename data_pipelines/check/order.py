@@ -58,7 +58,7 @@ def judge_order(dataset: Dataset, census: Census, reading: Reading, report: Repo
     _judge_lanes(order, table, report)
     if len(report.labels) > 1:
         _judge_shuffle(order, table, reading, report)
-    _judge_shards(report, reading.num_lanes)
+    judge_shards(report, reading.num_lanes)
 
 
 class _Table:
@@ -117,7 +117,8 @@ def _judge_shuffle(order: Order, table: _Table, reading: Reading, report: Report
         report.add("warning", f"the shuffle is poor: {words}; pack the set shuffled, or read it with data.shuffle=full")
 
 
-def _judge_shards(report: Report, num_lanes: int) -> None:
+def judge_shards(report: Report, num_lanes: int) -> None:
+    """Advice where shards are too small, too large, or too few for the lanes."""
     if not report.shard_bytes or report.bytes < SMALL_SET_BYTES:
         return
     mean = report.bytes / len(report.shard_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 LISTED = 10
 """Samples, shards or classes that are named one by one."""
@@ -13,7 +13,7 @@ BARS = 24
 """Characters of the longest bar of the histogram."""
 SHOWN_CLASSES = 20
 
-Kind = Literal["damage", "warning", "advice", "fixed"]
+Kind = Literal["fixed", "damage", "warning", "advice"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Report:
     def lines(self) -> list[str]:
         """The report, findings and verdict last."""
         lines = [f"{name:<12} {text}" if name else f"  {text}" for name, text in self._facts()]
-        lines += [f"{finding.kind:<12} {finding.text}" for finding in self.findings]
+        gravest_first = sorted(self.findings, key=lambda finding: get_args(Kind).index(finding.kind))
+        lines += [f"{finding.kind:<12} {finding.text}" for finding in gravest_first]
         counts = Counter(finding.kind for finding in self.findings)
         verdict = f"DAMAGED, {_counted(counts['damage'], 'finding')}" if self.damaged else "whole"
         warnings = f", {_counted(counts['warning'], 'warning')}" if counts["warning"] else ""
@@ -96,7 +97,7 @@ class Report:
         if self.fields:
             yield "fields", self._fields()
         if self.shard_bytes:
-            smallest, largest = min(self.shard_bytes) / 1e6, max(self.shard_bytes) / 1e6
+            smallest, largest = (round(size(self.shard_bytes) / 1e6, 1) for size in (min, max))
             yield (
                 "shards",
                 f"{smallest:,.1f} MB each" if smallest == largest else f"{smallest:,.1f} to {largest:,.1f} MB",

@@ -20,6 +20,7 @@ from data_pipelines.storage import Reader, open_reader
 from data_pipelines.texts import tokens_of
 
 READ_BYTES = 1 << 20
+TEXT_FIELDS = ("txt", "json")
 CUT_OFF = "cut off where the shard ends"
 CHANGED = "bytes differ from their digest"
 
@@ -131,12 +132,15 @@ class Scan:
             if label is not None and report.classes is not None and label >= len(report.classes):
                 raise SampleError(f"class {label}, but there are {len(report.classes)}")
             for name, data in sample.fields.items():
-                if name.rsplit(".", 1)[-1] in IMAGE_FIELDS:
+                kind = name.rsplit(".", 1)[-1]
+                if kind in IMAGE_FIELDS:
                     self._image(data)
+                elif kind in TEXT_FIELDS:
+                    _want_utf8(name, data)
             report.tokens += sum(map(len, tokens_of(sample, self._dataset.manifest.facts).values()))
             report.labels.update([] if label is None else [label])
         except SampleError as error:
-            fault = error.reason
+            label, fault = None, error.reason
         report.samples += 1
         report.fields.update(sample.fields.keys())
         self._census.add(sample, label, shard, member)
@@ -209,6 +213,13 @@ class _ReadThrough:
         self._position += len(block)
         self._digest.update(block)
         return block
+
+
+def _want_utf8(name: str, data: bytes) -> None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise SampleError(f"field {name!r} is not UTF-8 at byte {error.start}") from None
 
 
 def _size_differs(size: int, expected: int) -> str:
