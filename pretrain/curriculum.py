@@ -33,5 +33,5 @@ def stages_in_words(recipe: Recipe, sources: Sources) -> list[str]:
         changes = [f"{name} {value}" for name, value in stage.view().items()]
         if lanes := planned.get(stage.step):
             changes.append(weights_used(list(lanes), list(lanes.values())))
-        lines.append(f"from step {stage.step}: {', '.join(changes)}")
+        lines.append(f"curriculum from step {stage.step} on: {', '.join(changes)}")
     return lines
