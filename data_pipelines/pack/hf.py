@@ -28,15 +28,24 @@ from pydantic import Field, model_validator
 from data_pipelines.base import SampleError, UserError, canonical_json
 from data_pipelines.pack.imagefolder import Shrinking, fitted, image_set_facts, key_of, left_out_note
 from data_pipelines.pack.spool import SampleSpool, npy
-from data_pipelines.pack.writer import LeftOut, Made, Progress, Seen, Split, held_out, no_progress, shuffled, write_sets
+from data_pipelines.pack.writer import (
+    LeftOut,
+    Made,
+    Progress,
+    Seen,
+    Split,
+    about_bytes,
+    held_out,
+    no_progress,
+    shuffled,
+    write_sets,
+)
 from data_pipelines.shards import Dataset, Facts
 
 FILES = {"parquet": "parquet", "jsonl": "json", "json": "json", "csv": "csv", "arrow": "arrow"}
 """Builders of the library by the ending of a file."""
 IMAGE, LABEL = "image", "cls"
 KINDS = ("txt", "json", "npy")
-SAMPLED = 32
-"""Rows whose size stands for that of all."""
 MAGIC = {
     **{b"\xff\xd8": "jpg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"},
     **{b"II*\0": "tiff", b"MM\0*": "tiff", b"P5": "pgm", b"P6": "ppm"},
@@ -267,15 +276,14 @@ def _splits(side: str, table: Table, config: Config, split: str) -> Iterator[Spl
         keys = [key_of(str(key)) for key in table.rows[config.key]]
     if not keys:
         raise UserError(f"data pack hf: the split {split!r} holds no rows")
-    few = [make(number) for number in range(0, count, max(1, count // SAMPLED))]
-    sizes = [sum(map(len, sample.fields.values())) for sample in few if isinstance(sample, Made)]
+    num_bytes = about_bytes(range(count), make)
     for name, numbers in _sides(side, keys, config):
         seen = Seen()
         yield Split(
             name=name,
             samples=numbers[shuffled([keys[number] for number in numbers], config.seed)].tolist(),
             num_samples=len(numbers),
-            num_bytes=int(np.mean(sizes) * len(numbers)) if sizes else 0,
+            num_bytes=num_bytes * len(numbers) // count,
             describe=partial(_described, table, seen),
             classes=table.classes if LABEL in table.columns else None,
             make=make,

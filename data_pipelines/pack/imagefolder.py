@@ -27,6 +27,7 @@ from data_pipelines.pack.writer import (
     Progress,
     Seen,
     Split,
+    about_bytes,
     held_out,
     no_progress,
     shuffled,
@@ -173,15 +174,17 @@ def _pictures(root: Path, files: Sequence[Path], labels: dict[str, int] | None) 
 
 def split_of(name: str, pictures: list[Picture], classes: tuple[str, ...] | None, config: Shrinking) -> Split:
     """The pictures as a set to write, shuffled; unreadable ones are left out with a note."""
-    seen = Seen()
+    make, seen = partial(_sample, config=config), Seen()
+    ordered = [pictures[place] for place in shuffled([picture.key for picture in pictures], config.seed)]
+    as_they_are = sum(picture.size for picture in pictures)
     return Split(
         name=name,
-        samples=[pictures[place] for place in shuffled([picture.key for picture in pictures], config.seed)],
+        samples=ordered,
         num_samples=len(pictures),
-        num_bytes=sum(picture.size for picture in pictures),
+        num_bytes=as_they_are if config.max_side is None else about_bytes(ordered, make),
         describe=lambda: (image_set_facts(seen, classes is not None), left_out_note(seen)),
         classes=classes,
-        make=partial(_sample, config=config),
+        make=make,
         seen=seen,
     )
 

@@ -35,6 +35,11 @@ class Stage:
                 _remove(self.folder / name)
         write_atomically(path, identity)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of what is there already."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     def finished(self, tar: Path) -> Record | None:
         """The record of a shard that is whole already."""
         try:

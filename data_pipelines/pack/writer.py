@@ -35,6 +35,7 @@ __all__ = [
     "Progress",
     "Seen",
     "Split",
+    "about_bytes",
     "held_out",
     "no_progress",
     "shuffled",
@@ -43,6 +44,8 @@ __all__ = [
 
 FEW_SHARDS = 8
 FEW_SAMPLES = 64
+SAMPLED = 32
+"""Samples whose size stands for that of all."""
 WORTH_WORKERS = 2**25
 """Bytes of a set from which workers are started unasked."""
 NAMED_IN_A_NOTE = 5
@@ -127,10 +130,11 @@ def write_sets(
         DataError: a worker was killed; the shards that were done are kept for the next attempt.
     """
     splits, name = list(splits), config.name or name
-    _refuse_full_disk(out, sum(split.num_bytes + 3 * BLOCK * split.num_samples for split in splits))
     unwanted = near_any(config.exclude_near, config.near_bits, progress) if config.exclude_near else None
     with staged(out) as stage:
         stage.begin(_identity(splits, config, name, source))
+        needed = sum(split.num_bytes + 3 * BLOCK * split.num_samples for split in splits) - stage.num_bytes
+        _refuse_full_disk(out, needed)
         for split in splits:
             folder = stage.folder / split.name
             folder.mkdir(exist_ok=True)
@@ -187,6 +191,13 @@ def samples_per_shard(num_samples: int, num_bytes: int, config: PackConfig) -> i
     by_bytes = -(-num_bytes // config.shard_bytes)
     shards = max(1, by_bytes, min(FEW_SHARDS, num_samples // FEW_SAMPLES))
     return max(1, -(-num_samples // shards))
+
+
+def about_bytes(entries: Sequence[Any], make: Callable[[Any], Made | LeftOut]) -> int:
+    """Size of a set whose samples are not what they are made of, from a few of them."""
+    few = [make(entry) for entry in entries[:: max(1, len(entries) // SAMPLED)]]
+    sizes = [sum(map(len, sample.fields.values())) for sample in few if isinstance(sample, Made)]
+    return int(np.mean(sizes) * len(entries)) if sizes else 0
 
 
 def _write_shards(

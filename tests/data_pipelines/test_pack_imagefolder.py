@@ -140,6 +140,16 @@ def test_large_images_are_shrunk_only_on_request(tmp_path):
     assert {sample.key: set(sample.fields) for sample in samples_of(train)} == {"large": {"jpg"}, "small": {"png"}}
 
 
+def test_shards_have_the_size_aimed_at_where_images_shrink(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(24):
+        (tmp_path / "in" / f"{number}.png").write_bytes(image(number, (200, 100)))
+    config = {"val_fraction": 0, "max_side": 100, "shard_bytes": 24_000}
+    [train] = pack("imagefolder", str(tmp_path / "in"), tmp_path / "out", config)
+    sizes = [shard.bytes for shard in train.manifest.shards]
+    assert len(sizes) > 2 and all(18_000 < size < 32_000 for size in sizes[:-1])
+
+
 def test_link_to_a_parent_folder_ends(folder, tmp_path):
     (folder / "loop").symlink_to(folder)
     [train] = pack("imagefolder", str(folder), tmp_path / "out", {"val_fraction": 0})
