@@ -18,6 +18,7 @@ from data_pipelines.base import UserError
 from pretrain.__main__ import add_arguments, renamed
 
 if TYPE_CHECKING:
+    from pretrain.config import Recipe
     from pretrain.run.directory import RunDirectory
 
 MAX_STARTS_WITHOUT_PROGRESS = 3
@@ -46,7 +47,11 @@ def run(options: argparse.Namespace) -> int:
     ranks = options.ranks or visible_gpus() or 1
     if ranks < 1:
         raise UserError(f"--ranks {ranks}: want at least 1")
-    sources = open_sources(recipe)
+    try:
+        sources = open_sources(recipe)
+    except UserError:
+        _refuse_objective(recipe)  # said before what its data lacks
+        raise
     check_sizes(recipe, sources, ranks)
     total_steps(recipe, sources.num_samples)
     overrides = list(options.overrides)
@@ -58,6 +63,13 @@ def run(options: argparse.Namespace) -> int:
         command.append("--debug")
     rollback = ["--rollback-to", str(options.rollback_to)] if options.rollback_to is not None else []
     return supervise(RunDirectory.of(recipe), command, rollback, ranks)
+
+
+def _refuse_objective(recipe: Recipe) -> None:
+    """Raises UserError for a wrong name or key; the ranks do it too: importing an objective takes seconds."""
+    from pretrain.objectives import configured
+
+    configured(recipe.objective)
 
 
 def supervise(run_directory: RunDirectory, command: list[str], first_only: list[str], ranks: int) -> int:

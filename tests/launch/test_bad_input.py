@@ -59,6 +59,11 @@ def test_unknown_objective_key_names_the_nearest(recipe, capfd):
     assert "did you mean 'mask_ratio'" in refused(capfd, "pretrain", recipe, "objective.mask_ration=0.5")
 
 
+def test_an_objectives_mistakes_are_told_before_those_of_its_data(recipe, capfd):
+    said = refused(capfd, "pretrain", recipe, "objective.mask_ration=0.5", "data.path=nowhere")
+    assert "did you mean 'mask_ratio'" in said
+
+
 def test_missing_shards_are_listed(recipe, digits, tmp_path, capfd):
     copy = tmp_path / "copy"
     shutil.copytree(digits / "train", copy)
