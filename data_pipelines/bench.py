@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -11,8 +13,9 @@ from math import ceil
 import numpy as np
 
 from data_pipelines.base import SampleError
-from data_pipelines.batch import Batch
+from data_pipelines.batch import Batch, Sample
 from data_pipelines.order import Order
+from data_pipelines.rows import Row, RowBuffer
 from data_pipelines.shards import Dataset
 from data_pipelines.steps import divisors
 from data_pipelines.views import Draw, View
@@ -23,13 +26,15 @@ SPARE = 1.25
 """Workers are planned for so much more than is asked: reading and decoding do not come evenly."""
 BEST_SHARE = 0.9
 """Of the best rate, from which fewer workers are as good."""
+TRIED = 1000
+"""Samples after which a set without a readable one is given up."""
 TIMED_AT_LEAST = 2
 """Micro batches."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds that one worker spends on a sample, and the sample's bytes; means."""
+    """Seconds that one worker spends on a sample, and its bytes in the shards; means."""
 
     read_s: float
     view_s: float
@@ -64,45 +69,74 @@ class Pace:
 def time_parts(
     datasets: Sequence[Dataset], order: Order, view: View, *, seed: int, seconds: float, start: int = 0
 ) -> Parts:
-    """Read and view the run's samples one by one in this process, and stack them.
+    """Make micro batches of the run's samples in this process, as a worker does, unreadable ones left out.
 
     Args:
         seconds: how long.
         start: first slot.
 
     Raises:
-        SampleError: not one of the first thousand samples can be read.
+        SampleError: not one sample of the first micro batches can be read.
     """
-    spent = np.zeros(3)
-    count = num_bytes = bad = 0
+    clock, count = _Clock(), 0
     begun = time.perf_counter()
-    while time.perf_counter() - begun < seconds or count == 0:
-        rows = []
-        slots = order.slots(np.arange(start, start + MICRO_BATCH))
-        for position, place in zip(
-            slots.positions, zip(slots.dataset, slots.shard, slots.member, strict=True), strict=True
-        ):
-            at = [time.perf_counter()]
-            try:
-                sample = datasets[place[0]].read(int(place[1]), int(place[2]))
-                at.append(time.perf_counter())
-                rows.append(view.sample(sample, Draw(seed, int(position))))
-            except SampleError:
-                bad += 1
-                if bad >= 1000 and not count:
-                    raise
-                continue
-            at.append(time.perf_counter())
-            spent[:2] += np.diff(at)
-            num_bytes += sum(map(len, sample.fields.values()))
-        stacking = time.perf_counter()
-        for name in rows[0] if rows else ():
-            np.stack([row[name] for row in rows])
-        spent[2] += time.perf_counter() - stacking
+    for first in itertools.count(start, MICRO_BATCH):
+        found = _rows(datasets, order, view, seed, np.arange(first, first + MICRO_BATCH), clock)
+        rows = [row for row in found if isinstance(row, Row)]
         count += len(rows)
-        start += MICRO_BATCH
-    read_s, view_s, stack_s = (spent / count).tolist()
-    return Parts(read_s, view_s, stack_s, num_bytes / count)
+        if not count and first >= start + TRIED:
+            raise next(row for row in found if isinstance(row, SampleError))
+        if count and time.perf_counter() - begun >= seconds:
+            break
+    read_s, view_s, stack_s = (clock.spent_s[part] / count for part in ("read", "view", "stack"))
+    num_bytes = sum(shard.bytes for dataset in datasets for shard in dataset.manifest.shards)
+    return Parts(read_s, view_s, stack_s, num_bytes / sum(dataset.num_samples for dataset in datasets))
+
+
+def _rows(
+    datasets: Sequence[Dataset], order: Order, view: View, seed: int, positions: np.ndarray, clock: _Clock
+) -> list[Row | SampleError]:
+    """A micro batch, made and thrown away but for its rows."""
+    slots = order.slots(positions)
+    rows: list[Row | SampleError] = []
+    for number, dataset in enumerate(datasets):
+        chosen = np.flatnonzero(slots.dataset == number)
+        places = list(zip(slots.shard[chosen].tolist(), slots.member[chosen].tolist(), strict=True))
+        for place, sample in dataset.read_all(places):
+            clock.lap("read")
+            rows.append(_row(sample, view, Draw(seed, int(positions[chosen[place]]))))
+            clock.lap("view")
+    good = [row for row in rows if isinstance(row, Row)]
+    if good:
+        buffer = RowBuffer(positions[: len(good)])
+        for place, row in enumerate(good):
+            buffer.put(place, row)
+        buffer.rows()
+    clock.lap("stack")
+    return rows
+
+
+def _row(sample: Sample | SampleError, view: View, draw: Draw) -> Row | SampleError:
+    if isinstance(sample, SampleError):
+        return sample
+    try:
+        return Row(view.sample(sample, draw), sample.key, sample.digest)
+    except SampleError as error:
+        return error
+
+
+class _Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
+        self._since = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """All time since the last lap went into this."""
+        now = time.perf_counter()
+        self.spent_s[part] += now - self._since
+        self._since = now
 
 
 def sweep(

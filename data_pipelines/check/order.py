@@ -66,10 +66,11 @@ class _Table:
 
     def __init__(self, dataset: Dataset, census: Census) -> None:
         self._first = np.cumsum(dataset.shard_sizes) - dataset.shard_sizes
-        places = self._first[census.shards] + census.members
+        known = census.members < dataset.shard_sizes[census.shards]  # a shard may have been exchanged for a longer one
+        places = (self._first[census.shards] + census.members)[known]
         self._sizes = np.full(dataset.num_samples, census.sizes.mean())
         self._labels = np.full(dataset.num_samples, NO_LABEL)
-        self._sizes[places], self._labels[places] = census.sizes, census.labels
+        self._sizes[places], self._labels[places] = census.sizes[known], census.labels[known]
 
     def at(self, order: Order, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(sizes, labels) of what stands at some slots."""

@@ -40,7 +40,7 @@ class Slow:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    samples = [(f"k{number}", {"txt": b"x" * 100}) for number in range(600)]
+    samples = [(f"k{number}", {"txt": b"x" * 100}) for number in range(640)]
     split = Split("train", samples, len(samples), 0, lambda: (Facts(), ()))
     return write_sets(tmp_path_factory.mktemp("bench") / "set", [split], PackConfig(), name="toy", source="test")[0]
 
@@ -54,7 +54,7 @@ def order(dataset):
 def test_parts_of_a_sample_are_told_apart(dataset, order, picky):
     parts = time_parts([dataset], order, Slow(picky), seed=0, seconds=0.05)
     assert parts.view_s >= 0.002 > parts.read_s > 0
-    assert parts.sample_bytes == 100
+    assert parts.sample_bytes == dataset.manifest.shards[0].bytes / dataset.shard_sizes[0]
     assert parts.samples_per_s == pytest.approx(1 / (parts.read_s + parts.view_s + parts.stack_s))
     assert parts.words().startswith("read ")
 
