@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ MAX_PIXELS = 2**26
 """Larger images are refused before decoding: 201 MB as RGB."""
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
 _ORIENTATION = 0x0112
+_NPY = b"\x93NUMPY\x01\x00"
+"""How array files of format 1.0 begin."""
 _EXIF_WITHIN = 1 << 16
 
 for _plugin in ("Tiff", "WebP"):
@@ -162,17 +165,32 @@ def decode_array(data: bytes) -> np.ndarray:
     Raises:
         SampleError: damaged, of objects, or of another size than its header says.
     """
-    stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(stream)
-        start, count = stream.tell(), prod(shape)
+        shape, is_fortran, dtype, start = _array_header(data)
+        count = prod(shape)
         if dtype.hasobject or count * dtype.itemsize != len(data) - start or min(shape, default=0) < 0:
             raise ValueError(f"{len(data) - start} bytes for {dtype} {shape}")
         return np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if is_fortran else "C")
     except Exception as error:  # NumPy's parser raises whatever hostile bytes lead it to
         raise SampleError(f"array damaged: {_words(error)}") from None
+
+
+def _parse_array_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether in Fortran's order, type, and the array's first byte."""
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return *read(stream), stream.tell()
+
+
+_known_array_header = lru_cache(maxsize=256)(_parse_array_header)
+
+
+def _array_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Of an array file; the fields of a set share their headers, and parsing one costs more than its array."""
+    if data[:8] != _NPY:
+        return _parse_array_header(data)
+    return _known_array_header(data[: 10 + int.from_bytes(data[8:10], "little")])
 
 
 class _Jpeg(NamedTuple):

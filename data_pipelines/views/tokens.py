@@ -216,8 +216,11 @@ def documents(segments: np.ndarray, padding: np.ndarray) -> dict[str, np.ndarray
     >>> documents(np.array([7, 7, 7, 4, 4, 4]), np.array([False] * 5 + [True]))["attention"]
     array([1, 1, 1, 2, 2, 0], dtype=int32)
     """
-    begins = np.concatenate([[True], segments[1:] != segments[:-1]])
-    places = np.arange(len(segments))
-    starts = np.maximum.accumulate(np.where(begins, places, 0))
-    attention = np.where(padding, 0, np.cumsum(begins))
-    return {"attention": attention.astype(np.int32), "positions": (places - starts).astype(np.int32)}
+    changes = np.flatnonzero(segments[1:] != segments[:-1]) + 1
+    starts, ends = np.append(0, changes), np.append(changes, len(segments))
+    sizes = ends - starts
+    attention = np.repeat(np.arange(1, len(starts) + 1, dtype=np.int32), sizes)
+    attention[padding] = 0
+    positions = np.arange(len(segments), dtype=np.int32)
+    positions -= np.repeat(starts.astype(np.int32), sizes)
+    return {"attention": attention, "positions": positions}
