@@ -33,7 +33,8 @@ class SegmenterConfig(Strict):
     """The head, and how it is trained on the labelled frames of the training set."""
 
     head: Literal["linear", "upsampling"] = "upsampling"
-    """One linear map a place; or convolutions, after which each place opens into smaller ones, two pixels wide."""
+    """What draws the places of two pixels that each place of the encoder's map opens into: one linear map, which can do
+    little that the encoder did not; or convolutions."""
     train_encoder: bool = False
     """Whether the encoder learns too, or stays as it is."""
     width: int = Field(96, gt=0)
@@ -85,13 +86,12 @@ def _head(config: SegmenterConfig, width: int, classes: int, zoom: int) -> nn.Se
 
     Source of the opening of places: Shi 2016, arXiv:1609.05158; it convolves the small map, and costs little.
     """
-    standardised = nn.BatchNorm2d(width, affine=False)
-    if config.head == "linear":
-        return nn.Sequential(standardised, nn.Conv2d(width, classes, 1))
-    layers: list[nn.Module] = [standardised]
-    for read in (width, config.width):
-        layers += [nn.Conv2d(read, config.width, 3, padding=1), nn.BatchNorm2d(config.width), nn.GELU()]
-    return nn.Sequential(*layers, nn.Conv2d(config.width, classes * zoom**2, 1), nn.PixelShuffle(zoom))
+    layers: list[nn.Module] = [nn.BatchNorm2d(width, affine=False)]
+    if config.head == "upsampling":
+        for read in (width, config.width):
+            layers += [nn.Conv2d(read, config.width, 3, padding=1), nn.BatchNorm2d(config.width), nn.GELU()]
+        width = config.width
+    return nn.Sequential(*layers, nn.Conv2d(width, classes * zoom**2, 1), nn.PixelShuffle(zoom))
 
 
 def segmenter(backbone: Backbone, clips: Clips, config: SegmenterConfig) -> tuple[Segmenter, str]:

@@ -40,7 +40,8 @@ class ForecasterConfig(Strict):
     patch: int = Field(64, ge=16, multiple_of=2)
     """Side of a patch in pixels; frames that are smaller are read whole."""
     lr: float = Field(1e-3, gt=0)
-    """Of Adam, falling to 0 along half a cosine; a tenth of it where a model goes on from another."""
+    """Of Adam, rising over the first tenth of the steps, then falling to 0 along half a cosine; a tenth of it where a
+    model goes on from another."""
     adversarial_weight: float = Field(0.05, ge=0)
     """Of the discriminator's word beside the two energies."""
 
@@ -89,7 +90,7 @@ def train(name: str, material: Material, config: ForecasterConfig, known: dict[s
     colours = channels_of(model.writes, clips.images.shape[-1], 0)
     adversary = _Adversary(model, material, config) if model.adversarial else None
     optimizer = Adam(network.parameters(), lr=config.lr if model.finetunes is None else config.lr / 10)
-    schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+    schedule = LambdaLR(optimizer, lambda step: lr_share(step, config.steps))
     progress = Progress(f"forecaster {name}", config.steps, "steps")
     for step in range(config.steps):
         sequences = _patches(model.reads, material, windows, config, rng(name, step))  # (B, L, C, P, P)
@@ -110,6 +111,11 @@ def train(name: str, material: Material, config: ForecasterConfig, known: dict[s
         schedule.step()
         progress.add(1)
     return network.eval().requires_grad_(False)
+
+
+def lr_share(step: int, steps: int) -> float:
+    """Share of the learning rate in (0, 1] at `step`; without the rise, the first steps leave every ReLU dead."""
+    return min(1.0, (step + 1) / max(1, steps // 10)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _by_part(energy: Callable[[Tensor, Tensor], Tensor], predicted: Tensor, wanted: Tensor, colours: int) -> Tensor:
