@@ -173,12 +173,15 @@ def worker_counts(cores: int) -> list[int]:
 
 
 def choose(paces: Sequence[Pace], asked_per_s: float | None) -> Pace:
-    """The fewest workers that give what is asked and a quarter more; else, the fewest that are about as good as any."""
-    best = max(pace.samples_per_s for pace in paces)
-    enough = BEST_SHARE * best
+    """The fewest workers that give what is asked and a quarter more; else, the fewest that are about as good as any.
+
+    Where something is asked, reading in the training process is no choice: the GPU would wait for every batch.
+    """
+    able = sorted((pace for pace in paces if pace.workers or asked_per_s is None), key=lambda pace: pace.workers)
+    enough = BEST_SHARE * max(pace.samples_per_s for pace in able)
     if asked_per_s is not None:
         enough = min(enough, SPARE * asked_per_s)
-    return next(pace for pace in sorted(paces, key=lambda pace: pace.workers) if pace.samples_per_s >= enough)
+    return next(pace for pace in able if pace.samples_per_s >= enough)
 
 
 def workers_needed(asked_per_s: float, worker_per_s: float) -> int:

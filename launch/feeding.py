@@ -140,7 +140,7 @@ def verdict(asked: Demand, parts: bench.Parts, cores: int) -> str:
     """Whether a GPU will starve on a machine with so many cores for each."""
     needed = bench.workers_needed(asked.samples_per_s, parts.samples_per_s)
     megabytes = asked.samples_per_s * parts.sample_bytes / 1e6
-    takes = f"it takes data.workers={needed:,} and {megabytes:,.0f} MB/s a GPU"
+    takes = f"it takes data.workers={needed} and {megabytes:,.{0 if megabytes >= 10 else 1}f} MB/s a GPU"
     here = f"{cores:,} core{'s' * (cores > 1)} a GPU here"
     if needed <= cores:
         return f"your GPUs will not starve: {takes}; {here}"
@@ -198,9 +198,12 @@ def _choice(pace: bench.Pace, asked: Demand | None) -> str:
     chosen = f"data.workers={pace.workers}"
     if asked is None:
         return f"{chosen}: {pace.samples_per_s:,.0f} samples/s, about as many as this machine gives with more"
+    given = f"{chosen}: {pace.samples_per_s:,.0f} samples/s of {asked.samples_per_s:,.0f} asked"
     wait = pace.data_wait(asked.samples_per_s)
-    ends = f"a GPU WILL STARVE, it waits {wait:.0%} of its time" if wait > 0 else "a GPU will not starve"
-    return f"{chosen}: {pace.samples_per_s:,.0f} samples/s of {asked.samples_per_s:,.0f} asked; {ends}"
+    if not wait:
+        return f"{given}; a GPU will not starve"
+    needed = bench.workers_needed(asked.samples_per_s, pace.samples_per_s / pace.workers)
+    return f"{given}; a GPU WILL STARVE, waiting {wait:.0%} of its time: about {needed:,} workers like these feed it"
 
 
 def _line(name: str, text: str) -> str:

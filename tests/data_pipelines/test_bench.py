@@ -100,9 +100,11 @@ def test_waiting_follows_from_what_is_asked_and_given():
 def test_fewest_workers_that_do_are_chosen():
     paces = [Pace(0, 90.0), Pace(1, 100.0), Pace(2, 190.0), Pace(4, 350.0), Pace(8, 370.0)]
     assert choose(paces, None).workers == 4  # 8 give little more
-    assert choose(paces, 75.0).workers == 1  # a quarter to spare, and not in the training process
+    assert choose(paces, 10.0).workers == 1  # not 0: a GPU would wait for every batch
     assert choose(paces, 150.0).workers == 2
+    assert choose(paces, 160.0).workers == 4  # a quarter to spare
     assert choose(paces, 10_000.0).workers == 4
+    assert choose([Pace(0, 90.0), Pace(1, 50.0)], None).workers == 0
 
 
 def test_workers_are_counted_with_a_quarter_to_spare():
