@@ -220,11 +220,6 @@ class Recipe(Strict):
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
 
-    @property
-    def changes_tokens(self) -> bool:
-        """Whether a sample holds more tokens, on average, at one stage than at another."""
-        return any(stage.max_tokens or stage.weights for stage in self.curriculum)
-
     @model_validator(mode="after")
     def _stages_follow_each_other(self) -> Self:
         steps = [stage.step for stage in self.curriculum]

@@ -48,11 +48,11 @@ def train(session: Session, stop: StopFlag) -> None:
             raise ReadingError(words)
         while progress.step < session.total_steps:
             began = time.perf_counter()
-            batches = fetched.batches
-            stats = engine.accumulate(batches)
             last = progress.step + 1 == session.total_steps
-            # of the next step, so that a rank whose data fails tells the others before they wait for it
+            batches = fetched.batches
+            # the next step's, so that a rank whose data fails tells the others before they wait for it
             fetched = fetch(session, watchdog, progress.step + 1)
+            stats = engine.accumulate(batches)
             flags = (stop.is_set, fetched.failure is not None, session.is_written)
             shared = share(session, stats, batches, flags, fetched.waited_s)
             bad_step = session.guard.complaint(shared.loss, shared.grad_norm)
@@ -72,19 +72,18 @@ def train(session: Session, stop: StopFlag) -> None:
             watchdog.beat()
             profiler.step()
 
+            no_data = failure_of_any(session.world, fetched.failure) if shared.no_data else look(session, watch, last)
             bad_data = is_too_much(progress.replaced, progress.position, recipe.data.max_quarantined)
-            looked = None if shared.no_data or bad_data else look(session, watch, last)
             if due(progress.step, recipe.monitor.log_every, last):
                 watch.write()
             if shared.all_written:
                 session.finish_save()
-            stops = shared.stop or shared.no_data or bad_data or looked is not None
-            if stops or due(progress.step, recipe.checkpoint.every, last):
+            if shared.stop or no_data or bad_data or due(progress.step, recipe.checkpoint.every, last):
                 session.begin_save()
             if bad_data:
                 give_up_data(session)
-            if shared.no_data or looked is not None:
-                stop_reading(session, looked or failure_of_any(session.world, fetched.failure))
+            if no_data:
+                stop_reading(session, no_data)
             if shared.stop and not last:
                 stop_here(session, stop)
         session.finish_save()
@@ -134,7 +133,7 @@ def give_up_data(session: Session) -> NoReturn:
     raise UserError(on_rank_0(session.world, words))
 
 
-def stop_reading(session: Session, words: str | None) -> NoReturn:
+def stop_reading(session: Session, words: str) -> NoReturn:
     """Leave because the data failed a rank, saved if that can be."""
     session.finish_save()
     saved, step = session.saved_step, session.progress.step
@@ -284,17 +283,25 @@ class Watch:
         session = self._session
         samples = self._steps * session.recipe.train.global_batch
         rate = samples / self._seconds if self._seconds else 0.0
-        flops = self._flops_per_sample * rate / session.world.world_size
-        tokens = None if session.recipe.changes_tokens else session.sources.tokens_per_sample
         return {
             "samples_per_s": rate,
-            **({} if tokens is None else {"tokens_per_s": tokens * rate, "tokens": tokens * session.progress.position}),
-            "tflops_per_rank": flops / 1e12,
+            **self._work(rate),
             "data_wait": self._waited / self._seconds if self._seconds else 0.0,
             "memory_gib": memory_gib(session.world.device),
             "replaced": float(session.progress.replaced),
             "skipped": float(session.guard.skipped),
         }
+
+    def _work(self, rate: float) -> dict[str, float]:
+        """Tokens and FLOPs at so many samples a second; nothing where a sample's are not the same at every stage."""
+        session = self._session
+        stages, tokens = session.recipe.curriculum, session.sources.tokens_per_sample
+        figures = {}
+        if tokens is not None and not any(stage.max_tokens or stage.weights for stage in stages):
+            figures |= {"tokens_per_s": tokens * rate, "tokens": tokens * session.progress.position}
+        if not any(stage.view() for stage in stages):
+            figures["tflops_per_rank"] = self._flops_per_sample * rate / session.world.world_size / 1e12
+        return figures
 
     def _collapse(self) -> dict[str, float]:
         if self._embeddings.is_empty:

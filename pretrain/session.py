@@ -159,10 +159,10 @@ class Session:
             self.event("start", f"run {self.run.root}: {self.total_steps} steps on {self.world.world_size} rank(s)")
 
     def next_micro_batches(self) -> list[Batch]:
-        """The micro batches of the next step, on this rank's device."""
+        """The micro batches of the next step, still in the host's memory."""
         if self._stream is None:
             self._stream = iter(self.loader)
-        return [next(self._stream).to(self.world.device) for _ in range(self.recipe.train.accumulation)]
+        return [next(self._stream) for _ in range(self.recipe.train.accumulation)]
 
     def event(self, kind: str, words: str = "", **facts: Any) -> None:
         """Write an event; rank 0 alone does."""
