@@ -16,10 +16,12 @@ from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
 from data_pipelines.shards import Dataset, Facts
 from data_pipelines.views import Draw
+from data_pipelines.views.denoising import Denoising
 from data_pipelines.views.image import MaskedImage
+from data_pipelines.views.span_corruption import SpanCorruption
 from data_pipelines.views.staged import Staged
 from data_pipelines.views.tokens import BEGINS_WORD, MaskedTokens, PlainTokens
-from tests.data_pipelines.packed_rows import npy
+from tests.data_pipelines.packed_rows import FACTS, SPECIAL, npy, row_of
 
 BATCH = 4
 ROW = {"row_tokens": 6, "vocabulary_size": 20, "special_tokens": {"pad": 0, "mask": 1}}
@@ -75,6 +77,15 @@ def test_a_row_that_is_cut_short_begins_as_the_whole_one() -> None:
     assert {name: values[:4].tolist() for name, values in long.items()} == {n: v.tolist() for n, v in short.items()}
     masked = MaskedTokens(**ROW, max_tokens=4, whole_word=True).sample(row(), Draw(0, 0))
     assert {name: values.shape for name, values in masked.items()} == dict.fromkeys(masked, (4,))
+
+
+@pytest.mark.parametrize("view", [Denoising, SpanCorruption])
+def test_pairs_are_made_of_the_beginning_of_a_row_alone(view: type[Denoising] | type[SpanCorruption]) -> None:
+    sample = row_of([10, 20, 12])
+    beginning = set(PlainTokens(**FACTS, max_tokens=16).row(sample)["tokens"].tolist())
+    pair = view(**FACTS, max_tokens=16).sample(sample, Draw(0, 0))
+    shown = {*pair["source"].tolist(), *pair["target"].tolist()}
+    assert shown - set(SPECIAL.values()) <= beginning and len(shown) > 10
 
 
 def test_a_cut_row_is_still_wanted_whole() -> None:
