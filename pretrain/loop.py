@@ -296,7 +296,7 @@ class Watch:
         """Tokens and FLOPs at so many samples a second; nothing where a sample's are not the same at every stage."""
         session = self._session
         stages, tokens = session.recipe.curriculum, session.sources.tokens_per_sample
-        figures = {}
+        figures: dict[str, float] = {}
         if tokens is not None and not any(stage.max_tokens or stage.weights for stage in stages):
             figures |= {"tokens_per_s": tokens * rate, "tokens": tokens * session.progress.position}
         if not any(stage.view() for stage in stages):
