@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.base import SampleError, UserError
-from data_pipelines.decode import decode_image, image_field
+from data_pipelines.decode import EncodedImage, image_field, shrink_factor
 from data_pipelines.shards import Dataset
 from data_pipelines.storage import once
 
@@ -24,6 +24,8 @@ VERSION = 1
 NEAR_BITS = 6
 """Of 64 that the hashes of two like images may differ in."""
 SIDE, KEPT = 32, 8
+DECODED_SIDE = 4 * SIDE
+"""Pixels from which a picture is decoded no larger."""
 BANDS, BAND_BITS = 4, 16
 MAX_BITS = 2 * BANDS + BANDS - 1
 """Beyond, most images are alike."""
@@ -56,9 +58,11 @@ def hash_of(fields: Mapping[str, bytes]) -> int | None:
     if name is None:
         return None
     try:
-        return perceptual_hash(decode_image(fields[name], channels=1))
+        image = EncodedImage(fields[name], channels=1)
+        pixels, _ = image.pixels(shrink_factor(min(image.height, image.width) / DECODED_SIDE))
     except SampleError:
         return None
+    return perceptual_hash(pixels)
 
 
 @dataclass(frozen=True)

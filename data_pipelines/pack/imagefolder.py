@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field
 
 from data_pipelines.base import SampleError, UserError
-from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
+from data_pipelines.decode import IMAGE_FIELDS, EncodedImage, decode_image, image_facts, shrink_factor
 from data_pipelines.pack.writer import (
     LeftOut,
     Made,
@@ -236,7 +236,9 @@ def fitted(data: bytes, name: str, config: Shrinking) -> tuple[str, bytes, tuple
 
 def _shrunk(data: bytes, channels: int, max_side: int, quality: int) -> bytes:
     """A JPEG, upright, whose longer side is `max_side` pixels."""
-    pixels = decode_image(data, channels)
+    encoded = EncodedImage(data, channels)
+    shrink = shrink_factor(max(encoded.height, encoded.width) / max_side / 2)  # the rest with a better filter
+    pixels = encoded.pixels(shrink)[0] if shrink > 1 else decode_image(data, channels)
     image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -143,7 +143,8 @@ def write_sets(
                 split.seen.add(record.seen())
             shards = [record.shard for record in records if record.shard is not None]
             if not shards:
-                raise UserError(f"data pack {name}: no readable sample for the split {split.name!r}")
+                near = f"; {len(split.seen.near)} were left out by exclude_near" if split.seen.near else ""
+                raise UserError(f"data pack {name}: no readable sample for the split {split.name!r}{near}")
             for file, content in split.extra_files.items():
                 write_atomically(folder / file, content)
             facts, notes = split.describe()
