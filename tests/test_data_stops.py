@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -59,16 +60,22 @@ def test_unreadable_samples_are_counted_over_all_ranks_and_attempts(tmp_path, di
     assert "are exactly what the order says" in thalweg("runs", "verify", str(run.root))
 
 
-def test_a_killed_data_worker_costs_no_step(tmp_path, digits):
-    recipe = write_recipe(tmp_path, "worker", digits, train={**TINY["train"], "steps": 5000})
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, r"data worker \d+ was killed by SIGKILL"), (signal.SIGSTOP, "gave nothing for 12 s")],
+)
+def test_a_data_worker_that_is_killed_or_hangs_costs_no_step(tmp_path, digits, number, words):
+    """One that hangs is given up before the watchdog, which saves nothing, bites."""
+    long = {"train": {**TINY["train"], "steps": 50000}, "monitor": {**TINY["monitor"], "watchdog_s": 15}}
+    recipe = write_recipe(tmp_path, "worker", digits, **long)
     process = start(str(recipe), "data.workers=1", "checkpoint.every=100000", module="pretrain")
     run = RunDirectory(tmp_path / "runs" / "worker")
     until(lambda: steps_done(run) >= 3, process)
     rank = psutil.Process(rank_processes(run)[0])
     [worker] = [child for child in rank.children() if child.cmdline() == rank.cmdline()]  # a fork of it
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(worker.pid, number)
     code, output = finish(process)
     assert code == 1, output
-    assert f"data worker {worker.pid} was killed by SIGKILL" in output
+    assert re.search(words, output)
     assert committed(run.checkpoints) == [steps_done(run)]
     assert f"saved at step {steps_done(run)}" in output
