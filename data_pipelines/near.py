@@ -253,8 +253,15 @@ def near_any(paths: Sequence[str], bits: int, progress: Progress) -> Callable[[M
 
 @dataclass(frozen=True)
 class NearReport:
-    """Attributes: lines: what looks alike, in words; keys: of a set's samples without which nothing does."""
+    """What looks alike.
 
+    Attributes:
+        name: of the set.
+        lines: in words.
+        keys: of the set's samples without which nothing looks alike any more.
+    """
+
+    name: str
     lines: tuple[str, ...]
     keys: tuple[str, ...]
 
@@ -275,7 +282,7 @@ def compare(path: str, others: Sequence[str], bits: int, progress: Progress) -> 
     lines = [f"{path}: {len(own.values)} images; alike are hashes within {bits} of 64 bits"]
     lines += [f"{len(alike.images)} look like {whom}{_examples(own, theirs, alike)}" for theirs, whom, alike in found]
     images = np.unique(np.concatenate([alike.images for _, _, alike in found]))
-    return NearReport(tuple(lines), tuple(own.key(int(image)) for image in images))
+    return NearReport(own.dataset.name, tuple(lines), tuple(own.key(int(image)) for image in images))
 
 
 def _examples(own: Hashes, theirs: Hashes, alike: Alike) -> str:

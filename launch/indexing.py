@@ -48,8 +48,8 @@ class IndexEntry(Entry):
         return exit_code_of(self._index)
 
     def __call__(self) -> None:
-        """A job that is told to go leaves; another submission goes on where it was."""
-        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        """Early warnings are passed over: what is cut off at the end, another submission goes on with."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.exit(self.work())
 

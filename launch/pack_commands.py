@@ -111,7 +111,7 @@ def run_near(arguments: argparse.Namespace) -> int:
         report = compare(arguments.path, arguments.others, bits, progress)
     print("\n".join(report.lines))
     if arguments.keys:
-        write_atomically(Path(arguments.keys), "".join(f"{key}\n" for key in report.keys))
+        write_atomically(Path(arguments.keys), "".join(f"{report.name}\t{key}\n" for key in report.keys))
         print(f"{len(report.keys)} keys: {arguments.keys}")
     return 0
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.base import UserError
+from data_pipelines.opt_out import read_opt_out
 from data_pipelines.shards import Dataset
 from launch.data_commands import add_parser
 from launch.progress import Progress
@@ -53,6 +54,18 @@ def test_pack_check_show_and_index_go_together(pictures, tmp_path, capsys):
     (out / "train" / "manifest.json").unlink()
     assert thalweg("index", out / "train") == 0
     assert Dataset.open(str(out / "train")).num_samples == train.num_samples
+
+
+def test_near_writes_keys_that_opt_out_reads(pictures, tmp_path, capsys):
+    (pictures / "dog" / "copy.png").write_bytes((pictures / "cat" / "3.png").read_bytes())
+    thalweg("pack", "imagefolder", pictures, tmp_path / "out", "val_fraction=0", "name=pets")
+    assert thalweg("near", tmp_path / "out" / "train", "--bits", 0, "--keys", tmp_path / "keys.txt") == 0
+    assert "1 look like an earlier one: " in capsys.readouterr().out
+    opt_out = read_opt_out(str(tmp_path / "keys.txt"))
+    assert len(opt_out) == 1 and opt_out.of("pets-train") < {"cat/3", "dog/copy"} and not opt_out.of("others")
+    with pytest.raises(UserError, match="no readable sample for the split 'train'; 31 were left out by exclude_near"):
+        excluded = ("--exclude-near", tmp_path / "out" / "train")
+        thalweg("pack", "imagefolder", pictures, tmp_path / "clean", "val_fraction=0", *excluded)
 
 
 def test_check_of_a_damaged_set_fails_and_fix_mends_its_index(pictures, tmp_path, capsys):
