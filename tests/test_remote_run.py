@@ -12,6 +12,8 @@ import pytest
 from data_pipelines.shards import Dataset
 from data_pipelines.storage.cache import PARTIAL
 from launch.cli import main
+from launch.pretrain_command import rank_command
+from pretrain.checkpoint import committed
 from pretrain.run.directory import RunDirectory
 from tests import stores
 from tests.river import finish, ledger, losses, start, steps_done, thalweg, until
@@ -104,4 +106,29 @@ def test_refusals_resets_and_an_outage_change_no_sample_and_no_loss(undisturbed,
     assert len(run.attempts()) == 1
     assert not list(run.quarantine.glob("*"))
     s3.fault = lambda request: None
+    assert "are exactly what the order says" in thalweg("runs", "verify", str(run.root), **environment)
+
+
+def test_credentials_that_expire_stop_all_ranks_with_a_checkpoint_and_new_ones_go_on(
+    undisturbed, s3, environment, tmp_path
+):
+    """Ranks read ahead, so that they meet the refusal in different steps."""
+    recipe = ["mae_debug", *pretrain(tmp_path, "checkpoint.every=1000", "data.workers=1", "data.prefetch=1")[4:]]
+    ranks = rank_command("pretrain", recipe, 2)[3:]  # without a supervisor, which would start them again
+    process = start(*ranks, module="launch.torchrun", **environment)
+    run = RunDirectory(tmp_path / "mae_debug")
+    until(lambda: steps_done(run) >= 2, process)
+    s3.fault = lambda request: stores.expired
+    code, output = finish(process)
+    assert code == 1, output
+    stopped_at = steps_done(run)
+    assert 2 <= stopped_at < STEPS
+    assert committed(run.checkpoints) == [stopped_at]
+    assert output.count("renew them and start again") == 1, "one rank speaks for all"
+    assert f"; saved at step {stopped_at}" in output
+    assert run.attempts()[1]["exit_code"] == 1
+    s3.fault = lambda request: None
+    thalweg(*pretrain(tmp_path, "checkpoint.every=1000", "data.workers=0"), **environment)
+    assert ledger(run) == ledger(undisturbed)
+    assert losses(run) == losses(undisturbed)
     assert "are exactly what the order says" in thalweg("runs", "verify", str(run.root), **environment)
