@@ -48,12 +48,15 @@ def pack(
 
     Raises:
         UserError: unknown source or key, nothing to pack, `out` not empty, no space.
+        DataError: a worker was killed.
     """
     if name not in SOURCES:
         raise UserError(f"no source {name!r} to pack{did_you_mean(name, list(SOURCES))}")
     module = import_module(SOURCES[name])
+    from data_pipelines.pack.stage import refuse_used
     from data_pipelines.pack.writer import no_progress
 
     settings = parse(module.Config, config or {}, f"data pack {name}")
+    refuse_used(Path(out))  # not after hours of reading
     sets: list[Dataset] = module.pack(source, Path(out), settings, progress or no_progress)
     return sets

@@ -209,8 +209,8 @@ def _sample(number: int, row: Mapping[str, Any], table: Table, config: Config, s
         try:
             if field == IMAGE:
                 data = _encoded(row[column])
-                name, fields_data, kind = fitted(data, _image_field(data), config)
-                fields[name] = fields_data
+                name, content, kind = fitted(data, _image_field(data), config)
+                fields[name] = content
             else:
                 fields[field] = _content(field, row[column])
         except (SampleError, ValueError, TypeError, OSError) as error:

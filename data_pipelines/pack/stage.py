@@ -55,6 +55,12 @@ class Stage:
         return self.folder / RECORDS / f"{tar.name}.json"
 
 
+def refuse_used(out: Path) -> None:
+    """Raises UserError when `out` holds something already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"output {out} exists and is not empty; choose another folder or remove it")
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[Stage]:
     """A stage beside `out` that takes its name at the end.
@@ -65,8 +71,7 @@ def staged(out: Path) -> Iterator[Stage]:
     Raises:
         UserError: `out` holds something already, another process makes it, or its disk is full.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"output {out} exists and is not empty; choose another folder or remove it")
+    refuse_used(out)
     folder = out.parent / f".{out.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -113,6 +113,13 @@ def test_what_was_interrupted_is_kept_for_the_same_command_alone(folder, tmp_pat
     assert attempt() == 1
 
 
+def test_a_used_folder_is_refused_before_anything_is_read(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        pack("imagefolder", str(tmp_path / "nowhere"), tmp_path / "out")
+
+
 def test_two_commands_do_not_write_one_set(folder, tmp_path):
     stage = tmp_path / ".out.partial"
     other = subprocess.Popen(
