@@ -1,139 +1,40 @@
 from __future__ import annotations
 
-import io
-import os
-import signal
-import subprocess
-import sys
-import tarfile
-import tempfile
-import textwrap
-import time
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.base import DataError, SampleError, UserError
-from data_pipelines.batch import Batch, Sample
 from data_pipelines.hashing import mix
 from data_pipelines.ledger import expected
-from data_pipelines.loader import Loader, finite_batches
-from data_pipelines.order import Order, Stream, micro_positions
-from data_pipelines.pack.writer import PackConfig, Split, write_sets
+from data_pipelines.order import micro_positions
 from data_pipelines.quarantine import read_lines, replaced
-from data_pipelines.shards import Dataset, Facts
 from data_pipelines.views import Draw
-
-LANES = 4
-MODULUS = 2**128
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A view that shows which sample was read, and draws."""
-
-    def sample(self, sample: Sample, draw: Draw) -> dict[str, np.ndarray]:
-        return {
-            "text": np.frombuffer(sample.fields["txt"].ljust(24), np.uint8),
-            "noise": draw.rng("noise").random(3).astype(np.float32),
-        }
-
-    def batch(self, batch: Batch) -> Batch:
-        return batch
-
-
-@dataclass(frozen=True)
-class Acting(Reading):
-    """Does something at one slot first."""
-
-    position: int
-    act: Callable[[], object]
-
-    def sample(self, sample, draw):
-        if draw.position == self.position:
-            self.act()
-        return super().sample(sample, draw)
-
-
-def write_tars(folder: Path, shard_sizes) -> None:
-    folder.mkdir()
-    for shard, size in enumerate(shard_sizes):
-        with tarfile.open(folder / f"{shard:03d}.tar", "w") as tar:
-            for member in range(size):
-                content = f"{folder.name} {shard} {member}".encode()
-                entry = tarfile.TarInfo(f"{folder.name}-{shard}-{member}.txt")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-
-
-@contextmanager
-def sets_of(all_shard_sizes):
-    """Datasets "a", "b" ... of plain tars."""
-    with tempfile.TemporaryDirectory() as folder:
-        datasets = []
-        for name, shard_sizes in zip("abc", all_shard_sizes, strict=False):
-            write_tars(Path(folder) / name, shard_sizes)
-            datasets.append(Dataset.open(str(Path(folder) / name), name=name))
-        yield datasets
-
-
-def order_of(datasets, seed=0, num_lanes=LANES, **rest):
-    lanes = [num_lanes - len(datasets) + 1] + [1] * (len(datasets) - 1)
-    streams = [Stream(d.name, d.shard_sizes, m) for d, m in zip(datasets, lanes, strict=True)]
-    return Order(seed, streams, num_lanes, **{"window": 4, **rest})
-
-
-def loader_of(datasets, order, view=None, **rest):
-    settings = {
-        "seed": 0, "global_batch": 8, "accumulation": 1, "rank": 0, "world_size": 1, "start": 0, "workers": 0,
-        "prefetch": 2, "quarantine": None,
-    }  # fmt: skip
-    return Loader(datasets, order, view or Reading(), **{**settings, **rest})
-
-
-def read(loader, count):
-    try:
-        return list(islice(loader, count))
-    finally:
-        loader.close()
+from tests.data_pipelines.small_sets import (
+    MODULUS,
+    Acting,
+    Reading,
+    assert_equal,
+    damage,
+    loader_of,
+    order_of,
+    read,
+    sets_of,
+    shard_sizes,
+    sixty_samples,
+)
 
 
 @pytest.fixture
 def packed(tmp_path):
-    """60 samples in 4 shards, with indexes that know their digests."""
-    samples = [(f"key{n:02d}", {"txt": f"sample {n:02d}".encode()}) for n in range(60)]
-    split = Split("train", samples, 60, 600, lambda: (Facts(), ()))
-    return write_sets(tmp_path / "set", [split], PackConfig(samples_per_shard=15), name="set", source="a test")[0]
+    return sixty_samples(tmp_path)
 
 
-def damage(dataset, key, back=False):
-    """Change one byte of a sample in its tar, or change it back."""
-    good, bad = f"sample {key[3:]}".encode(), f"sXmple {key[3:]}".encode()
-    for path in Path(dataset.path).glob("*.tar"):
-        content = path.read_bytes()
-        path.write_bytes(content.replace(bad, good) if back else content.replace(good, bad))
-
-
-def assert_equal(ours, theirs):
-    assert ours.keys == theirs.keys
-    assert ours.ledger == theirs.ledger and ours.replaced == theirs.replaced
-    assert ours.fields.keys() == theirs.fields.keys()
-    for name, value in ours.fields.items():
-        assert torch.equal(value, theirs[name])
-    for name in ("positions", "weight", "key_hash"):
-        assert torch.equal(getattr(ours, name), getattr(theirs, name))
-
-
-shard_sizes = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 runs = st.fixed_dictionaries(
     {
         "all_shard_sizes": st.lists(shard_sizes, min_size=1, max_size=2),
@@ -317,49 +218,6 @@ def test_a_bug_keeps_its_own_name(packed, workers):
         read(loader_of([packed], order_of([packed]), Acting(3, fail), workers=workers), 1)
 
 
-def kill_self():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_ends_the_run_in_words(packed):
-    loader = loader_of([packed], order_of([packed]), Acting(8 * 6, kill_self), workers=2)
-    with pytest.raises(DataError, match=r"data worker \d+ was killed by SIGKILL.*lower data.workers"):
-        read(loader, 20)
-    assert loader.pids == []
-
-
-def test_a_worker_killed_between_batches_is_noticed_at_the_next(packed):
-    loader = loader_of([packed], order_of([packed]), workers=2)
-    batches = iter(loader)
-    next(batches)
-    for pid in loader.pids:
-        os.kill(pid, signal.SIGKILL)
-    time.sleep(0.2)  # the death itself must not raise here, in the middle of a training step
-    with pytest.raises(DataError, match="was killed by SIGKILL"):
-        list(islice(batches, 20))
-
-
-def test_a_hanging_worker_ends_the_run_in_words(packed):
-    loader = loader_of([packed], order_of([packed]), Acting(8, lambda: time.sleep(3600)), workers=1, timeout_s=2)
-    batches = iter(loader)
-    next(batches)
-    pids = loader.pids
-    with pytest.raises(DataError, match=r"gave nothing for 2 s"):
-        next(batches)
-    assert not any(psutil.pid_exists(pid) for pid in pids)
-
-
-def test_workers_leave_signals_to_their_parent(packed):
-    loader = loader_of([packed], order_of([packed]), workers=2)
-    batches = iter(loader)
-    next(batches)
-    for pid in loader.pids:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            os.kill(pid, number)
-    assert len(list(islice(batches, 10))) == 10
-    loader.close()
-
-
 def test_a_closed_loader_starts_again_at_its_start(packed):
     loader = loader_of([packed], order_of([packed]), workers=1)
     first = list(islice(loader, 3))
@@ -375,138 +233,3 @@ def test_starting_a_loader_moves_no_random_state_of_the_process(packed):
     read(loader, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert loader.waited_s > 0
-
-
-SCRIPT = """
-    import sys, time
-    import numpy as np
-    from data_pipelines.loader import Loader
-    from data_pipelines.order import Order, Stream
-    from data_pipelines.shards import Dataset
-
-    class Slow:
-        def sample(self, sample, draw):
-            if draw.position >= 32:
-                time.sleep(3600)
-            return {"n": np.zeros(1)}
-
-    dataset = Dataset.open(sys.argv[1])
-    order = Order(0, [Stream("set", dataset.shard_sizes, 4)], 4)
-    loader = Loader([dataset], order, Slow(), seed=0, global_batch=8, accumulation=1, rank=0, world_size=1, start=0,
-                    workers=2, prefetch=4, quarantine=None)
-    batches = iter(loader)
-    next(batches)
-    print(*loader.pids, flush=True)
-"""
-
-
-def is_running(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-@contextmanager
-def python(script, *arguments):
-    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    pids = [int(pid) for pid in process.stdout.readline().split()]
-    try:
-        yield process, pids
-    finally:  # a failed test leaves nothing behind
-        process.kill()
-        for pid in filter(is_running, pids):
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_until_gone(pids, seconds=20):
-    deadline = time.monotonic() + seconds
-    while any(map(is_running, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_running, pids))
-
-
-@pytest.mark.slow
-def test_a_process_that_ends_without_closing_ends(packed):
-    with python(SCRIPT, packed.path) as (process, pids):
-        assert len(pids) == 2
-        assert process.wait(timeout=60) == 0
-        wait_until_gone(pids)
-
-
-@pytest.mark.slow
-def test_workers_die_with_a_killed_parent(packed):
-    with python(SCRIPT + "    time.sleep(3600)\n", packed.path) as (process, pids):
-        assert len(pids) == 2 and all(map(is_running, pids))
-        process.kill()
-        wait_until_gone(pids)
-
-
-finite = {"seed": 0, "batch_size": 7, "rank": 0, "world_size": 1, "workers": 0}
-
-
-@settings(deadline=None, max_examples=25)
-@given(shard_sizes, st.integers(1, 5), st.integers(1, 9), st.none() | st.integers(1, 40))
-def test_a_finite_stream_holds_every_sample_once(sizes, world_size, batch_size, max_samples):
-    with sets_of([sizes]) as (dataset,):
-        every = [dataset.key(shard, member) for shard, size in enumerate(sizes) for member in range(size)]
-        ranks = [
-            list(
-                finite_batches(
-                    dataset, Reading(), seed=0, batch_size=batch_size, rank=rank, world_size=world_size, workers=0,
-                    max_samples=max_samples,
-                )
-            )
-            for rank in range(world_size)
-        ]  # fmt: skip
-    assert len({len(batches) for batches in ranks}) == 1
-    assert all(len(batch) == batch_size for batches in ranks for batch in batches)
-    rows = sorted(
-        (position, key)
-        for batches in ranks
-        for batch in batches
-        for position, key, weight in zip(batch.positions.tolist(), batch.keys, batch.weight.tolist(), strict=True)
-        if weight
-    )
-    keys = [key for _, key in rows]
-    if max_samples is None or max_samples >= len(every):
-        assert keys == every
-    else:
-        assert len(keys) == len(set(keys)) == max_samples
-        assert keys == sorted(keys, key=every.index)
-
-
-def test_a_finite_stream_is_the_same_with_workers(packed):
-    plain = list(finite_batches(packed, Reading(), **finite))
-    worked = list(finite_batches(packed, Reading(), **{**finite, "workers": 2}))
-    for ours, theirs in zip(worked, plain, strict=True):
-        assert_equal(ours, theirs)
-
-
-def test_samples_that_are_left_out_are_spread_over_sorted_files(packed):
-    keys = [key for batch in finite_batches(packed, Reading(), **finite, max_samples=7) for key in batch.keys]
-    assert keys == ["key00", "key08", "key17", "key25", "key34", "key42", "key51"]
-
-
-def test_an_unreadable_sample_of_a_finite_stream_weighs_nothing(packed):
-    damage(packed, "key59")
-    batches = list(finite_batches(packed, Reading(), **finite))
-    counted = [key for batch in batches for key, weight in zip(batch.keys, batch.weight, strict=True) if weight]
-    assert counted == [f"key{n:02d}" for n in range(59)]
-    assert sum(batch.replaced for batch in batches) == 1
-
-
-def test_a_finite_stream_that_is_mostly_unreadable_is_refused(packed):
-    for n in range(11):
-        damage(packed, f"key{n:02d}")
-    with pytest.raises(DataError, match=r"worst shards: train-000000\.tar"):
-        list(finite_batches(packed, Reading(), **finite))
-
-
-def test_a_finite_stream_that_is_left_early_leaves_no_worker(packed):
-    before = set(psutil.Process().children())
-    batches = finite_batches(packed, Reading(), **{**finite, "workers": 2})
-    next(batches)
-    workers = set(psutil.Process().children()) - before
-    assert len(workers) == 2
-    batches.close()
-    assert not any(worker.is_running() for worker in workers)
