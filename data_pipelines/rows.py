@@ -111,19 +111,21 @@ class RowBuffer:
         Raises:
             DataError: its fields are not like those of the rows before.
         """
-        values = {name: np.asarray(value) for name, value in row.fields.items()}
-        if not self._fields:
-            for name, value in values.items():
-                self._sent[name], self._fields[name] = _empty((len(self._positions), *value.shape), value.dtype)
-        elif values.keys() != self._fields.keys():
-            raise DataError(f"fields differ within a batch: {sorted(values)} and {sorted(self._fields)}")
-        for name, value in values.items():
-            field = self._fields[name]
+        fields = self._fields or self._begin(row)
+        if row.fields.keys() != fields.keys():
+            raise DataError(f"fields differ within a batch: {sorted(row.fields)} and {sorted(fields)}")
+        for name, value in row.fields.items():
+            field = fields[name]
             if value.shape != field.shape[1:] or value.dtype != field.dtype:
                 kinds = sorted({(value.shape, value.dtype.str), (field.shape[1:], field.dtype.str)})
                 raise DataError(f"field {name!r} differs within a batch: {kinds}; a view must give equal shapes")
             field[number] = value
         self._proofs[number] = row.key, row.payload_digest, row.weight, row.lines
+
+    def _begin(self, row: Row) -> dict[str, np.ndarray]:
+        for name, value in row.fields.items():
+            self._sent[name], self._fields[name] = _empty((len(self._positions), *value.shape), value.dtype)
+        return self._fields
 
     def rows(self) -> Rows:
         """All of them, once each has been put."""
