@@ -70,7 +70,7 @@ class Consumer:
             return None
         precision, mfu, flops = self.recipe.engine.precision, Hardware().mfu, objective.flops_per_sample()
         peak = GPUS[gpu][precision]
-        source = f"{flops / 1e9:,.3g} GFLOPs each, {mfu:.0%} of an {gpu.upper()}'s {peak:g} TFLOP/s in {precision}"
+        source = f"{flops / 1e9:,.3g} GFLOPs each, {mfu:.0%} of {peak:g} TFLOP/s, {gpu.upper()} in {precision}"
         return Demand(peak * 1e12 * mfu / flops, source)
 
     def reading(self) -> Reading:

@@ -153,3 +153,11 @@ def test_cifar_is_whole(shared_data):
     report = check(str(shared_data / "cifar10" / "test-*.tar*"))
     assert not report.damaged
     assert sorted(report.labels.values()) == [200] * 10
+
+
+def test_a_set_of_which_nothing_is_left_is_told(folder):
+    for tar in folder.glob("*.tar"):
+        tar.unlink()
+    report = check(str(folder))
+    assert [finding.text.split(":")[0] for finding in report.findings] == [f"train-{n:06d}.tar" for n in range(4)]
+    assert report.samples == 0 and report.damaged and report.lines()[-1].endswith("DAMAGED, 4 findings")

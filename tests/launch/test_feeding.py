@@ -28,7 +28,7 @@ def test_a_model_asks_for_what_its_flops_and_the_gpu_allow():
     objective = consumer.objective(DataFacts(channels=1, image_size=(28, 28)))
     asked = consumer.demand(objective)
     assert asked.samples_per_s == pytest.approx(0.4 * 989e12 / objective.flops_per_sample())
-    assert "40% of an H100's 989 TFLOP/s in bf16" in asked.source
+    assert "40% of 989 TFLOP/s, H100 in bf16" in asked.source
     assert Consumer.of("mae_debug", [], None, 123.0).demand(objective).samples_per_s == 123.0
     reading = Consumer.of("mae_vitb16", [], None, None).reading()
     assert (reading.global_batch, reading.num_lanes, reading.window) == (4096, 4096, 64)
