@@ -32,20 +32,29 @@ WHOLE = served(SHARD, write(original(3, 300), tarfile.USTAR_FORMAT))[0]
 
 def one_tar(data: bytes) -> None:
     """Serve what there is, and lose nothing that Python's own reader finds without a word."""
-    index, sizes = served(SHARD, data)
+    index, _ = served(SHARD, data)
     if not index.header.damage:
-        found = {split_name(name): size for name, size in plainly_read(data).items()}
-        lost = {place for place, size in found.items() if place and sizes.get(place[0], {}).get(place[1]) != size}
+        lost = plainly_read(data) - members_of(index)
         assert not lost, f"not served, not told: {lost}"
 
 
-def plainly_read(data: bytes) -> dict[str, int]:
-    """Sizes of the regular files that `tarfile` finds; nothing where it gives up."""
+def members_of(index: Index) -> set[tuple[tuple[str, str], int]]:
+    """(key, field) and size of all that is served; a key may stand in several places of a shard."""
+    return {
+        ((index.key(number), index.header.fields[index.field_ids[member]]), int(index.sizes[member]))
+        for number in range(index.num_samples)
+        for member in range(index.starts[number], index.starts[number + 1])
+    }
+
+
+def plainly_read(data: bytes) -> set[tuple[tuple[str, str], int]]:
+    """The same of the regular files that `tarfile` finds; nothing where it gives up."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:", errors="backslashreplace") as tar:
-            return {member.name: member.size for member in tar if member.isreg() and not member.issparse()}
+            found = {(split_name(m.name), m.size) for m in tar if m.isreg() and not m.issparse()}
     except Exception:  # whatever that reader stumbles over is no fault of ours
-        return {}
+        return set()
+    return {(place, size) for place, size in found if place is not None}
 
 
 def mutated_tar(data: bytes, max_size: int, seed: int) -> bytes:
