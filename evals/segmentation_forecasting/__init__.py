@@ -86,12 +86,12 @@ class _Trial:
     def __init__(self, name: str, source: Backbone, train_set: Clips, test_set: Clips, config: Config) -> None:
         self._name = name
         self.segmenter, digest = segmenter(source, train_set, config.segmenter)
-        material, self.test = (
-            Material(clips, soft_maps(self.segmenter, digest, clips)) for clips in (train_set, test_set)
-        )
+        self.test = Material(test_set, soft_maps(self.segmenter, digest, test_set))
         self.forecasters = {}
-        for model in config.models:
-            self.forecasters[model] = train(model, material, config.forecaster, self.forecasters)
+        if config.models:  # references alone need no maps to learn from
+            material = Material(train_set, soft_maps(self.segmenter, digest, train_set))
+            for model in config.models:
+                self.forecasters[model] = train(model, material, config.forecaster, self.forecasters)
 
     def judged(self) -> dict[str, float]:
         return judge(self.test, self.segmenter, self.forecasters, self._name)

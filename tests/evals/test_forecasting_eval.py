@@ -81,3 +81,10 @@ def test_sets_of_single_images_and_of_other_sizes_are_refused(run, tmp_path):
 def test_a_model_that_goes_on_from_another_wants_it_first(run):
     with pytest.raises(UserError, match="s2s_finetuned goes on from s2s"):
         run_eval("segmentation_forecasting", run.root, ["models=[s2s_finetuned]"])
+
+
+def test_references_alone_learn_from_no_maps(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("THALWEG_CACHE", str(tmp_path))
+    result = run_eval("segmentation_forecasting", run.root, ["models=[]", *QUICK])
+    assert {name.split(".")[0] for name in result.metrics} == {"segmenter", "copy", "warp"}
+    assert len(list((tmp_path / "soft_maps").glob("*.npy"))) == 3  # of the test set, for the encoder and its controls

@@ -13,7 +13,7 @@ from evals.segmentation_forecasting.clips import training_clips
 from evals.segmentation_forecasting.forecaster import MODELS, Forecaster, channels_of
 from evals.segmentation_forecasting.judging import foretell, judge, references
 from evals.segmentation_forecasting.segmenter import Segmenter, SegmenterConfig
-from evals.segmentation_forecasting.training import ForecasterConfig, Material, train
+from evals.segmentation_forecasting.training import ForecasterConfig, Material, lr_share, train
 from evals.segmentation_forecasting.windows import inputs, targets, training_frames, training_windows, window
 from pretrain.export import LoadedEncoder
 from pretrain.networks.vision import vision_encoder
@@ -50,6 +50,14 @@ def street(tmp_path_factory):
 def true_maps(clips):
     labels = np.stack([clips.labels[:, clips.facts.label_frames.index(frame)] for frame in clips.frames], axis=1)
     return (255 * np.eye(len(clips.classes), dtype=np.uint8)[labels]).transpose(0, 1, 4, 2, 3)
+
+
+def test_the_learning_rate_rises_before_it_falls():
+    shares = [lr_share(step, 100) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[:10] == sorted(shares[:10]) and shares[10:] == sorted(shares[10:], reverse=True)
+    assert max(shares) > 0.97 and shares[-1] < 0.001
+    assert lr_share(0, 1) == 1
 
 
 @pytest.mark.parametrize("name", MODELS)
