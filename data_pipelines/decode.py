@@ -131,6 +131,8 @@ def image_facts(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int,
     Raises:
         SampleError: damaged, no image, or too large.
     """
+    if jpeg := _jpeg_of(data, max_pixels):
+        return *jpeg.upright_size, jpeg.channels
     with _open(data, max_pixels) as image:
         try:
             # Pillow gives a TIFF's size as it will be once turned.
@@ -194,10 +196,11 @@ def _array_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], in
 
 
 class _Jpeg(NamedTuple):
-    """What the header of a JPEG says: stored (height, width), and EXIF orientation 1..8."""
+    """What the header of a JPEG says: stored (height, width), EXIF orientation 1..8, and channels 1 or 3."""
 
     size: tuple[int, int]
     orientation: int
+    channels: int
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -215,14 +218,15 @@ def _jpeg_of(data: bytes, max_pixels: int) -> _Jpeg | None:
         return None
     if height * width > max_pixels or colours not in {"YCbCr", "Gray", "RGB"}:
         return None
+    channels = 1 if colours == "Gray" else 3
     if b"Exif\0" not in data[:_EXIF_WITHIN]:
-        return _Jpeg((height, width), 1)
+        return _Jpeg((height, width), 1, channels)
     with _open(data, max_pixels) as image:
         try:
             orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception:  # hostile bytes lead Pillow's parser anywhere
             return None
-    return _Jpeg((height, width), orientation if orientation in range(1, 9) else 1)
+    return _Jpeg((height, width), orientation if orientation in range(1, 9) else 1, channels)
 
 
 def _decode_jpeg(data: bytes, channels: int, **options: Any) -> np.ndarray | None:

@@ -46,8 +46,8 @@ FEW_SHARDS = 8
 FEW_SAMPLES = 64
 SAMPLED = 32
 """Samples whose size stands for that of all."""
-WORTH_WORKERS = 2**25
-"""Bytes of a set from which workers are started unasked."""
+WORTH_WORKERS, MANY_SAMPLES = 2**25, 1000
+"""Bytes, or samples, of a set from which workers are started unasked."""
 NAMED_IN_A_NOTE = 5
 LAYOUT = 2
 """Of shards and records; another one begins anew what was interrupted."""
@@ -244,8 +244,8 @@ def _reported(split: Split, progress: Progress) -> Iterator[Made]:
 
 
 def _workers(split: Split, shards: int, config: PackConfig) -> int:
-    unasked = len(os.sched_getaffinity(0)) if split.num_bytes >= WORTH_WORKERS else 1
-    return min(config.workers or unasked, shards)
+    is_small = split.num_bytes < WORTH_WORKERS and split.num_samples < MANY_SAMPLES
+    return min(config.workers or (1 if is_small else len(os.sched_getaffinity(0))), shards)
 
 
 def _identity(splits: Sequence[Split], config: PackConfig, name: str, source: str) -> str:
