@@ -30,7 +30,6 @@ import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).parent
-BATCH = 64
 PEERS = ("webdataset", "litdata", "mosaic")
 SHARDS, VOCABULARY = 8, 50_000
 SETS = {"images": 960, "small": 20_480, "tokens512": 20_480, "tokens2048": 8_192}

@@ -18,8 +18,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-BATCH, SIZE, PREFETCH = 64, 224, 1
-"""Samples a batch, pixels a crop's side, batches that a worker is ahead."""
+SIZE, PREFETCH = 224, 1
+"""Pixels of a crop's side, batches that a worker is ahead."""
+BATCH = 64 if sys.argv[2:3] == ["images"] else 512
+"""Samples a batch."""
 SEEN_BYTES = 1024
 """Of a small sample, which has up to four times as many: batches want equal shapes."""
 REST_S = 0.6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from data_pipelines.quarantine import Line, Place
 from data_pipelines.rows import Row, RowBuffer, Rows
 from data_pipelines.shards import Dataset
 from data_pipelines.views import Draw, View
+
+MOST_TRIED = 10_000
+"""Substitutes of one slot: a set of which so many in sequence cannot be read is lost."""
 
 
 class RowReader(ABC):
@@ -68,10 +71,10 @@ class RowReader(ABC):
         """The first substitute that can be read and viewed, with lines about all that cannot.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none, or none among the first `MOST_TRIED`.
         """
         bad = [error]
-        for place in self._substitutes(position):
+        for place in islice(self._substitutes(position), MOST_TRIED):
             dataset, shard, member = place
             try:
                 row = self._seen(position, self._datasets[dataset].read(shard, member))
@@ -80,7 +83,7 @@ class RowReader(ABC):
                 continue
             lines = [Line(position, error.key, error.shard, error.reason, place, self._attempt) for error in bad]
             # What is opted out needs a line only where no other one says what stands here.
-            return replace(row, lines=tuple(line for line in lines if line.is_bad) or tuple(lines[:1]))
+            return row._replace(lines=tuple(line for line in lines if line.is_bad) or tuple(lines[:1]))
         raise DataError(
             f"none of the {len(bad)} samples that may stand at slot {position} can be read; the last one: {bad[-1]}"
         )
@@ -118,7 +121,7 @@ class SlotReader(RowReader):
 
     def _row(self, position: int, place: Place, sample: Sample | SampleError) -> Row:
         row = super()._row(position, place, sample)
-        return replace(row, lines=(self._known[position], *row.lines)) if position in self._known else row
+        return row._replace(lines=(self._known[position], *row.lines)) if position in self._known else row
 
 
 class FileReader(RowReader):
@@ -145,4 +148,4 @@ class FileReader(RowReader):
 
     def _row(self, position: int, place: Place, sample: Sample | SampleError) -> Row:
         row = super()._row(position, place, sample)
-        return row if position < self._num_rows and not row.lines else replace(row, weight=0.0)
+        return row if position < self._num_rows and not row.lines else row._replace(weight=0.0)

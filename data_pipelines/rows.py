@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -81,8 +81,7 @@ class Rows:
         )
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One slot, read."""
 
     fields: Mapping[str, np.ndarray]
