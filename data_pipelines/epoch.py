@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -117,20 +118,26 @@ class Epoch:
         shard = self._shards[rank].astype(np.int64)
         return shard, sample - (self._ends[rank] - self._stream.shard_sizes[shard])
 
-    def rest_of_cut(self, cut: int, place: int) -> Iterator[tuple[int, int]]:
-        """(shard, member) of all other samples of the cut: first the window's that follow, then its first ones, then
-        the cut's.
+    def others(self, cut: int, place: int) -> Iterator[tuple[int, int]]:
+        """(shard, member) of all other samples of the epoch: first the window's that follow, then its first ones, then
+        the cut's, then those of the cuts that follow, the last one by the first.
         """
-        for block in self._other_places(cut, place):
-            shard, member = self.locate(self.samples(np.full_like(block, cut), block))
+        for number, block in self._other_places(cut, place):
+            shard, member = self.locate(self.samples(np.full_like(block, number), block))
             yield from zip(shard.tolist(), member.tolist(), strict=True)
 
-    def _other_places(self, cut: int, place: int) -> Iterator[np.ndarray]:
-        size = int(self._extent(np.array([cut]))[1][0])
+    def _other_places(self, cut: int, place: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(cut, places in it)."""
+        size = self._size_of(cut)
         first, last = self._window_around(cut, place, size)
-        for start, stop in ((place + 1, last), (first, place), (last, size), (0, first)):
+        own = [(cut, start, stop) for start, stop in ((place + 1, last), (first, place), (last, size), (0, first))]
+        following = ((cut + step) % self._num_cuts for step in range(1, self._num_cuts))
+        for number, start, stop in chain(own, ((other, 0, self._size_of(other)) for other in following)):
             for block in range(start, stop, SUBSTITUTES_AT_ONCE):
-                yield np.arange(block, min(block + SUBSTITUTES_AT_ONCE, stop), dtype=np.int64)
+                yield number, np.arange(block, min(block + SUBSTITUTES_AT_ONCE, stop), dtype=np.int64)
+
+    def _size_of(self, cut: int) -> int:
+        return int(self._extent(np.array([cut]))[1][0])
 
     def _window_around(self, cut: int, place: int, size: int) -> tuple[int, int]:
         if self._shuffle != "window":

@@ -151,12 +151,13 @@ class Order:
     def substitutes(self, position: int) -> Iterator[tuple[int, int, int]]:
         """(dataset, shard, member) of what may stand in for an unreadable sample at `position`, best first.
 
-        The rest of its window in order, then the rest of its cut; each once, the sample itself never.
+        The rest of its window in order, then the rest of its cut, then the other cuts of its epoch (a lost shard may
+        hold whole cuts); each once, the sample itself never.
         """
         slot = self.slots(np.array([position]))
         dataset = int(slot.dataset[0])
         epoch = self._epoch(dataset, int(slot.epoch[0]))
-        for shard, member in epoch.rest_of_cut(int(slot.cut[0]), int(slot.place[0])):
+        for shard, member in epoch.others(int(slot.cut[0]), int(slot.place[0])):
             yield dataset, shard, member
 
     def repeats_in_step(self, global_batch: int) -> list[str]:

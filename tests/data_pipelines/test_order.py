@@ -322,14 +322,16 @@ class TestStages:
 class TestSubstitutes:
     @given(changing_orders(), st.integers(0, 300))
     @contract
-    def test_they_are_the_rest_of_the_cut_each_once(self, order, position):
+    def test_they_are_the_rest_of_the_cut_then_of_the_epoch_each_once(self, order, position):
         slot = order.slots(np.array([position]))
         dataset, epoch, cut = int(slot.dataset[0]), int(slot.epoch[0]), int(slot.cut[0])
         around = rounds(order, 100 + 2 * enough_rounds(order, epochs=epoch + 1))
-        same_cut = (around.dataset == dataset) & (around.epoch == epoch) & (around.cut == cut)
+        same_epoch = (around.dataset == dataset) & (around.epoch == epoch)
+        same_cut = members(around, same_epoch & (around.cut == cut))
         own = (int(slot.shard[0]), int(slot.member[0]))
         found = [(shard, member) for index, shard, member in order.substitutes(position) if index == dataset]
-        assert sorted([*found, own]) == members(around, same_cut)
+        assert sorted([own, *found[: len(same_cut) - 1]]) == same_cut
+        assert sorted([own, *found]) == members(around, same_epoch)
 
     @given(orders(shuffles=["window"]), st.integers(0, 60))
     @contract
@@ -352,9 +354,10 @@ class TestSubstitutes:
         if following.any():
             assert members(around, following) == first[:1]
 
-    def test_a_cut_of_one_sample_has_none(self):
-        order = Order(0, [Stream("a", np.array([3]), 4)], 4)
-        assert list(order.substitutes(0)) == []
+    def test_a_cut_of_one_sample_has_those_of_other_cuts_and_a_set_of_one_sample_none(self):
+        three = Order(0, [Stream("a", np.array([3]), 4)], 4)
+        assert len(list(three.substitutes(0))) == 2
+        assert list(Order(0, [Stream("a", np.array([1]), 4)], 4).substitutes(0)) == []
 
 
 def plain_window_order(seed, name, sizes, lanes, window, epoch, index):
