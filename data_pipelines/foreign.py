@@ -15,7 +15,7 @@ from data_pipelines.batch import Sample
 from data_pipelines.decode import decode_label, image_bytes, image_facts, image_field
 from data_pipelines.index import SUFFIX, Index, read_index
 from data_pipelines.indexer import index_tar
-from data_pipelines.shards import MANIFEST, Facts, Manifest, shard_of
+from data_pipelines.manifest import MANIFEST, Facts, Manifest, shard_of
 from data_pipelines.storage import (
     DEFAULTS,
     Storage,

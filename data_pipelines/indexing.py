@@ -10,7 +10,7 @@ from data_pipelines.base import Strict, UserError
 from data_pipelines.foreign import classes_beside, find_tars, sniff
 from data_pipelines.index import SUFFIX, read_index
 from data_pipelines.indexer import index_tar
-from data_pipelines.shards import MANIFEST, Manifest, Shard, read_manifest, shard_of
+from data_pipelines.manifest import MANIFEST, Manifest, Shard, read_manifest, shard_of
 from data_pipelines.storage import DEFAULTS, Storage, fingerprint, join, local_path, write_bytes
 
 AT_ONCE = 4

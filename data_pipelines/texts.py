@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Sample
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.manifest import Facts
+from data_pipelines.shards import Dataset
 from data_pipelines.storage import join, read_bytes
 from data_pipelines.views import Draw, View
 from data_pipelines.views.tokens import read_tokens

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_pipelines.base import UserError
-from data_pipelines.shards import read_manifest
+from data_pipelines.manifest import read_manifest
 from data_pipelines.storage import join, read_bytes
 from pretrain.run.directory import RunDirectory
 

@@ -11,8 +11,9 @@ from data_pipelines.check.mend import index_in_place, mend
 from data_pipelines.check.order import Reading, judge_order, usual_reading
 from data_pipelines.check.report import Finding, Report
 from data_pipelines.check.scan import Scan
+from data_pipelines.manifest import MANIFEST, Manifest, read_manifest
 from data_pipelines.pack.writer import Progress, no_progress
-from data_pipelines.shards import MANIFEST, Dataset, Manifest, read_manifest
+from data_pipelines.shards import Dataset
 from data_pipelines.storage import exists, join, names_in
 
 __all__ = ["Finding", "Reading", "Report", "check", "index_in_place"]

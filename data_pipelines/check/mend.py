@@ -9,8 +9,8 @@ from data_pipelines.check.report import LISTED, Report
 from data_pipelines.foreign import find_tars, sniff
 from data_pipelines.index import SUFFIX, Index, read_index
 from data_pipelines.indexer import index_tar, write_index
+from data_pipelines.manifest import MANIFEST, Manifest, read_manifest, shard_of
 from data_pipelines.pack.writer import Progress, no_progress
-from data_pipelines.shards import MANIFEST, Manifest, read_manifest, shard_of
 from data_pipelines.storage import local_path
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Progress, Split, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 Row = tuple[str, np.ndarray, int]
 """(key, (H, W) uint8 pixels, class number)."""

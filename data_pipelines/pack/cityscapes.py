@@ -23,6 +23,7 @@ from pydantic import Field
 
 from data_pipelines.base import SampleError, UserError
 from data_pipelines.decode import decode_image
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.cityscapes_labels import CLASSES, COLOURS, MOVING, to_train_ids
 from data_pipelines.pack.clips import (
     BYTES_A_PIXEL,
@@ -36,7 +37,7 @@ from data_pipelines.pack.clips import (
     scaled_labels,
 )
 from data_pipelines.pack.writer import Made, PackConfig, Progress, Seen, Split, no_progress, shuffled, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 SPLITS = ("train", "val")
 SNIPPET = 30

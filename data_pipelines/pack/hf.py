@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data_pipelines.base import SampleError, UserError, canonical_json
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.imagefolder import Shrinking, fitted, image_set_facts, key_of, left_out_note
 from data_pipelines.pack.spool import SampleSpool, npy
 from data_pipelines.pack.writer import (
@@ -40,7 +41,7 @@ from data_pipelines.pack.writer import (
     shuffled,
     write_sets,
 )
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 FILES = {"parquet": "parquet", "jsonl": "json", "json": "json", "csv": "csv", "arrow": "arrow"}
 """Builders of the library by the ending of a file."""

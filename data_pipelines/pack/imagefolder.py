@@ -20,6 +20,7 @@ from pydantic import Field
 
 from data_pipelines.base import SampleError, UserError
 from data_pipelines.decode import IMAGE_FIELDS, EncodedImage, decode_image, image_facts, shrink_factor
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import (
     LeftOut,
     Made,
@@ -33,7 +34,7 @@ from data_pipelines.pack.writer import (
     shuffled,
     write_sets,
 )
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 SPLITS = ("train", "val")
 SAME_FIELD = {"jpeg": "jpg", "tif": "tiff"}

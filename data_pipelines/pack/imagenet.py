@@ -26,9 +26,10 @@ from pydantic import Field
 
 from data_pipelines.base import UserError
 from data_pipelines.decode import IMAGE_FIELDS
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.imagefolder import Picture, Shrinking, image_files, split_of
 from data_pipelines.pack.writer import Progress, Split, no_progress, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 from data_pipelines.tar import Damage, Member, members
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -22,11 +22,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data_pipelines.base import UserError
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.corpus import JSON_LINES, opened, parsed
 from data_pipelines.pack.spool import Spool, npy, token_type
 from data_pipelines.pack.tokenizer import Languages, TextTokenizer, TokenizerConfig, obtain_tokenizer
 from data_pipelines.pack.writer import Progress, Split, held_out, no_progress, shuffled, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 
 class Config(TokenizerConfig):

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 from data_pipelines.base import Strict
 from data_pipelines.indexer import write_index
-from data_pipelines.shards import Shard, shard_of
+from data_pipelines.manifest import Shard, shard_of
 from data_pipelines.tar import BLOCK
 
 NAME_BYTES = 100

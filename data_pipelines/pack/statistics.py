@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.manifest import Shard
 from data_pipelines.pack.shard import Seen
-from data_pipelines.shards import Shard
 
 STATISTICS = "statistics.json"
 LISTED_SIZES = 20

@@ -18,11 +18,12 @@ from pathlib import Path
 from pydantic import Field
 
 from data_pipelines.base import UserError
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.corpus import Corpus, CorpusConfig
 from data_pipelines.pack.rows import Rows
 from data_pipelines.pack.tokenizer import Language, Languages, TextTokenizer, TokenizerConfig, obtain_tokenizer
 from data_pipelines.pack.writer import Progress, Split, no_progress, shuffled, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 
 class Config(CorpusConfig, TokenizerConfig):

@@ -27,6 +27,7 @@ from pydantic import Field
 
 from data_pipelines.base import DataError, SampleError, UserError, digest_of, write_atomically
 from data_pipelines.decode import IMAGE_FIELDS, decode_image, image_facts
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.classes import Classes, read_classes
 from data_pipelines.pack.clips import (
     clip_fields,
@@ -50,7 +51,7 @@ from data_pipelines.pack.writer import (
     shuffled,
     write_sets,
 )
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 FILES = ("mp4", "m4v", "mov", "avi", "mkv", "webm")
 

@@ -20,12 +20,13 @@ from pydantic import Field
 
 from data_pipelines.base import Strict, UserError, canonical_json, write_atomically
 from data_pipelines.hashing import mix, word
+from data_pipelines.manifest import MANIFEST, Facts, Manifest
 from data_pipelines.near import MAX_BITS, NEAR_BITS, near_any
 from data_pipelines.pack.makers import Task, Work, make_shards
 from data_pipelines.pack.shard import Fields, LeftOut, Made, Record, Seen, Unwanted, write_shard
 from data_pipelines.pack.stage import Stage, staged
 from data_pipelines.pack.statistics import STATISTICS, statistics
-from data_pipelines.shards import MANIFEST, Dataset, Facts, Manifest
+from data_pipelines.shards import Dataset
 from data_pipelines.tar import BLOCK
 
 __all__ = [

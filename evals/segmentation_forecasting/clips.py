@@ -14,7 +14,8 @@ import numpy as np
 from data_pipelines.base import DataError, SampleError, UserError, digest_of
 from data_pipelines.batch import Sample
 from data_pipelines.decode import decode_image
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.manifest import Facts
+from data_pipelines.shards import Dataset
 from evals.features import alone, cache_folder
 from evals.segmentation_forecasting.metrics import IGNORE
 from evals.segmentation_forecasting.windows import HISTORY, targets, training_frames, window

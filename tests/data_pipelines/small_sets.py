@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.loader import Loader
+from data_pipelines.manifest import Facts
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 from data_pipelines.views import Draw
 
 LANES = 4

@@ -15,9 +15,9 @@ from data_pipelines.bench import (
     workers_needed,
 )
 from data_pipelines.loader import Loader
+from data_pipelines.manifest import Facts
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Facts
 
 BATCH = 128
 

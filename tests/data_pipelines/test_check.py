@@ -9,8 +9,9 @@ from PIL import Image
 
 from data_pipelines.base import UserError
 from data_pipelines.check import check, index_in_place
+from data_pipelines.manifest import Facts, read_manifest
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts, read_manifest
+from data_pipelines.shards import Dataset
 
 
 def picture(seed):

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines.check import check
+from data_pipelines.manifest import Facts, read_manifest
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts, read_manifest
+from data_pipelines.shards import Dataset
 
 PER_SHARD = 40
 CLASSES = ("cat", "dog", "owl")

@@ -3,8 +3,8 @@ import pytest
 
 from data_pipelines.check import Reading, Report, check
 from data_pipelines.check.order import judge_shards
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Facts
 
 MB = 10**6
 

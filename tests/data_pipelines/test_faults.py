@@ -18,10 +18,11 @@ from data_pipelines.base import DataError
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.ledger import expected
 from data_pipelines.loader import Loader
+from data_pipelines.manifest import Facts
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
 from data_pipelines.quarantine import complaint, read_lines, replaced
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 from data_pipelines.storage import Storage
 from data_pipelines.views import Draw
 from tests import stores

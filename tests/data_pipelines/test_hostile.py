@@ -25,7 +25,8 @@ import pytest
 from data_pipelines.base import SampleError, ThalwegError
 from data_pipelines.decode import decode_array
 from data_pipelines.indexer import write_index
-from data_pipelines.shards import Dataset, Facts, Manifest, shard_of
+from data_pipelines.manifest import Facts, Manifest, shard_of
+from data_pipelines.shards import Dataset
 
 MEMORY_BYTES, CPU_S, FILE_BYTES = 512 << 20, 20, 256 << 20
 GOOD = ("good.jpg", b"pixels")

@@ -174,7 +174,7 @@ def test_replaced_rows_are_counted_with_their_batch(packed, tmp_path):
 def test_a_cut_without_a_readable_sample_ends_in_words(packed):
     for n in range(60):
         damage(packed, f"key{n:02d}")
-    with pytest.raises(DataError, match=r"none of the 15 samples that may stand at slot \d can be read"):
+    with pytest.raises(DataError, match=r"none of the 60 samples that may stand at slot \d can be read"):
         read(loader_of([packed], order_of([packed]), workers=1), 1)
 
 

@@ -8,11 +8,12 @@ import pytest
 from data_pipelines.base import DataError, UserError
 from data_pipelines.ledger import BITS, expected
 from data_pipelines.loader import Loader, finite_batches
+from data_pipelines.manifest import Facts
 from data_pipelines.opt_out import read_opt_out
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
 from data_pipelines.quarantine import is_too_much, num_bad, read_lines, replaced
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 STEPS, BATCH = 12, 8
 MODULUS = 2**BITS

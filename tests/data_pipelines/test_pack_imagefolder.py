@@ -79,8 +79,8 @@ def test_equal_input_makes_equal_bytes_and_another_seed_another_order(folder, tm
 
 def test_classes_are_mixed_over_all_shards(folder, tmp_path):
     [train] = pack("imagefolder", str(folder), tmp_path / "out", {"val_fraction": 0, "samples_per_shard": 20})
-    for shard in range(4):
-        labels = [int(train.read(shard, member).fields["cls"]) for member in range(20)]
+    for number in range(4):
+        labels = [int(train.read(number, member).fields["cls"]) for member in range(20)]
         assert 3 <= sum(labels) <= 17
 
 

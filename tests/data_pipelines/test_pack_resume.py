@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from data_pipelines.base import DataError, UserError
+from data_pipelines.manifest import Facts
 from data_pipelines.pack import pack
 from data_pipelines.pack.shard import LeftOut, Made
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 PACK = """
 import sys, time

@@ -12,8 +12,9 @@ import fsspec
 import pytest
 
 from data_pipelines.base import DataError, SampleError, UserError
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 from data_pipelines.storage import Storage, exists, fingerprint, glob, join, names_in, open_reader
 from tests import stores
 from tests.stores import FaultyServer, s3_environment, s3_server, upload, web_server

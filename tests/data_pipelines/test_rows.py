@@ -14,10 +14,10 @@ from PIL import Image
 from data_pipelines.base import DataError
 from data_pipelines.hashing import mix
 from data_pipelines.loader import Loader
+from data_pipelines.manifest import Facts
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
 from data_pipelines.rows import SHARED_BYTES, Row, RowBuffer
-from data_pipelines.shards import Facts
 from data_pipelines.views.image import MaskedImage
 from tests.data_pipelines.small_sets import Reading, loader_of, order_of, sixty_samples
 

@@ -13,8 +13,9 @@ import pytest
 from data_pipelines.base import DataError, SampleError, UserError
 from data_pipelines.foreign import MAX_INFLATION
 from data_pipelines.indexer import write_index
+from data_pipelines.manifest import Facts, Manifest, Shard, read_manifest
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts, Manifest, Shard, read_manifest
+from data_pipelines.shards import Dataset
 from data_pipelines.storage import glob, local_path, names_in, open_reader, read_bytes
 
 COUNT = 40

@@ -8,8 +8,8 @@ from PIL import Image
 from data_pipelines.base import UserError
 from data_pipelines.batch import Sample
 from data_pipelines.contact_sheet import CELL, HIDDEN, seen, sheet, stored, to_png, to_terminal
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Facts
 from data_pipelines.show import contact_sheet, describe
 from data_pipelines.views import Draw
 from data_pipelines.views.clips import ClipPair, MaskedClip

@@ -12,9 +12,10 @@ from PIL import Image
 from data_pipelines.base import SampleError, UserError, parse
 from data_pipelines.batch import Sample
 from data_pipelines.loader import Loader
+from data_pipelines.manifest import Facts
 from data_pipelines.order import Order, Stream
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 from data_pipelines.views import Draw
 from data_pipelines.views.denoising import Denoising
 from data_pipelines.views.image import MaskedImage

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Dataset, Facts
+from data_pipelines.shards import Dataset
 
 CLASSES = ("road", "building", "car", "person")
 COLOURS = ((128, 64, 128), (70, 70, 70), (0, 0, 142), (220, 20, 60))

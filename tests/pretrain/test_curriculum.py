@@ -10,8 +10,8 @@ import torch
 
 from data_pipelines.base import UserError, parse
 from data_pipelines.batch import Batch
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Facts
 from data_pipelines.views.staged import Staged
 from pretrain.config import Recipe, identity
 from pretrain.curriculum import training_view

@@ -4,8 +4,8 @@ from dataclasses import asdict
 import pytest
 
 from data_pipelines.base import UserError, parse
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Facts
 from pretrain.config import Recipe
 from pretrain.objective import DataFacts
 from pretrain.sources import open_sources

@@ -13,8 +13,8 @@ from PIL import Image
 
 from data_pipelines.base import UserError, parse
 from data_pipelines.loader import Loader
+from data_pipelines.manifest import Facts
 from data_pipelines.pack.writer import PackConfig, Split, write_sets
-from data_pipelines.shards import Facts
 from launch.cli import main
 from pretrain.config import Recipe
 from pretrain.objectives import build
