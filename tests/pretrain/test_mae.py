@@ -116,7 +116,7 @@ def test_latents_stand_at_their_own_places() -> None:
     model = autoencoder()
     latents = torch.randn(1, 1 + N - HIDDEN, 8)
     visible = torch.tensor([[1, 4, 8]])
-    placed = model.decoder.unmask(latents, visible) - model.decoder.unmask.positions
+    placed = model.decoder.unmask(latents, visible, N) - model.decoder.unmask.positions
     torch.testing.assert_close(placed[0, [0, 2, 5, 9]], latents[0], rtol=1e-5, atol=1e-6)
     rest = [place for place in range(1 + N) if place not in (0, 2, 5, 9)]
     torch.testing.assert_close(
