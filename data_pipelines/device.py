@@ -1,7 +1,7 @@
 """What is done to whole batches on the device, from parameters and keys that each row brings along.
 
 Images are float in [0, 1], (B, C, H, W), unless said otherwise. Nothing here waits for the device or draws from torch's
-own generators: bulk noise is a function of a 64-bit key a row, the same on a CPU and on CUDA (DESIGN rule 9).
+own generators: bulk noise is a function of a 64-bit key a row, the same on a CPU and on CUDA (docs/order.md, rule 9).
 """
 
 from __future__ import annotations

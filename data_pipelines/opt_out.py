@@ -1,4 +1,4 @@
-"""Samples that shall not be read, by their keys: passed over like unreadable ones (DESIGN rules 6 and 8).
+"""Samples that shall not be read, by their keys: passed over like unreadable ones (docs/order.md, rule 8).
 
 The shards stay as they are. What stands in at a slot is a function of the order and this list, the same at any world
 size; it is written to the quarantine, so that a replay knows it even where the list has changed since.

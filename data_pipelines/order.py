@@ -1,7 +1,7 @@
 """The order of a run: which sample stands at slot g, as a pure function of (seed, g). It knows nothing of files.
 
 Slots are numbered g = 0, 1, 2 ... for the run's life. Lane g % L belongs to one dataset and, by W | L, to one rank;
-ranks, workers and restarts are no part of the order. DESIGN 3.1 has the rules by number.
+ranks, workers and restarts are no part of the order. docs/order.md has the rules by number.
 """
 
 from __future__ import annotations

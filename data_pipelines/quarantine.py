@@ -1,4 +1,6 @@
-"""Unreadable samples: what stood in for each, on disk before it is used, and how many are too many (DESIGN rule 8).
+"""Unreadable samples: what stood in for each, on disk before it is used, and how many are too many.
+
+Rule 8 of docs/order.md.
 
 `quarantine/rank-R.jsonl` has one line for each bad sample met. All ranks' lines are input to every replay: a slot once
 replaced takes the same substitute again, at any world size, whether or not its own sample can be read by then.

@@ -14,7 +14,7 @@ from pretrain.config import Recipe, load_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one rank; the exit code is that of DESIGN 1."""
+    """Run one rank; the exit code is 0 done, 1 failure, 2 the user's mistake, 85 saved and to be started again."""
     options = arguments(argv)
     try:
         recipe = load_recipe(options.recipe, options.overrides)

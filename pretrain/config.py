@@ -1,4 +1,4 @@
-"""The recipe: one YAML file, typed, complete, readable top to bottom (DESIGN 4)."""
+"""The recipe: one YAML file, typed, complete, readable top to bottom."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ class Shared:
 def share(
     session: Session, stats: StepStats, batches: Sequence[Batch], flags: tuple[bool, bool, bool], waited: float
 ) -> Shared:
-    """The step's one all-reduce: a float64 vector on the CPU group (DESIGN rule 10).
+    """The step's one all-reduce: a float64 vector on the CPU group (docs/order.md, rule 10).
 
     A non-finite loss or gradient on one rank makes the sums non-finite on all: every rank sees it.
     """

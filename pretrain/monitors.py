@@ -1,4 +1,4 @@
-"""Is the run well? Collapse, divergence and starvation, seen while it lives (DESIGN 5)."""
+"""Is the run well? Collapse, divergence and starvation, seen while it lives."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from data_pipelines.hashing import mix
 
 @dataclass(frozen=True)
 class Draw:
-    """Keyed randomness of one slot: the same numbers at any rank, worker or restart (DESIGN rule 9).
+    """Keyed randomness of one slot: the same numbers at any rank, worker or restart (docs/order.md, rule 9).
 
     Attributes:
         seed: of the run.

@@ -1,4 +1,4 @@
-"""Checkpoints by parameter name, free of world size and ZeRO stage (DESIGN 3.3).
+"""Checkpoints by parameter name, free of world size and ZeRO stage.
 
     step-00001000/
       rank-00000.safetensors    what rank 0 owned, keys NAME|KIND|START, 1-D, digests in the header

@@ -1,4 +1,4 @@
-"""A thin engine over DeepSpeed (DESIGN 5): steps, state by parameter name, any ZeRO stage."""
+"""A thin engine over DeepSpeed: steps, state by parameter name, any ZeRO stage."""
 
 from pretrain.engine.core import Engine, StepStats
 from pretrain.engine.layout import Cut, Entry, Slice

@@ -1,4 +1,4 @@
-"""Who works on a run: one attempt at a time, fenced by the highest number (DESIGN 2).
+"""Who works on a run: one attempt at a time, fenced by the highest number.
 
 An attempt is a file made by exclusive creation. It beats: a counter in it grows while its process
 lives. Clocks of two machines are never compared; an observer watches the counter on its own clock.

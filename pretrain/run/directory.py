@@ -1,4 +1,4 @@
-"""The run directory: a run is a folder that anyone can read (DESIGN 2)."""
+"""The run directory: a run is a folder that anyone can read."""
 
 from __future__ import annotations
 

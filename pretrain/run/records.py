@@ -1,4 +1,4 @@
-"""Append-only line files of a run: one writer, any reader, at any moment (DESIGN 2)."""
+"""Append-only line files of a run: one writer, any reader, at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proof of promise 1: what a run consumed, recomputed from its order (DESIGN rule 10)."""
+"""The proof: what a run consumed, recomputed from its order (docs/order.md, rule 10)."""
 
 from __future__ import annotations
 

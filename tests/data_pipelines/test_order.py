@@ -361,7 +361,7 @@ class TestSubstitutes:
 
 
 def plain_window_order(seed, name, sizes, lanes, window, epoch, index):
-    """Rules 3 and 4 of DESIGN 3.1, written sample by sample."""
+    """Rules 3 and 4 of docs/order.md, written sample by sample."""
     num_samples = sum(sizes)
     place, cut = divmod(index, lanes)
     quotient, longer = divmod(num_samples, lanes)
