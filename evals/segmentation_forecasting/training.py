@@ -114,7 +114,7 @@ def train(name: str, material: Material, config: ForecasterConfig, known: dict[s
 
 
 def lr_share(step: int, steps: int) -> float:
-    """Share of the learning rate in (0, 1] at `step`; without the rise, the first steps leave every ReLU dead."""
+    """Share of the learning rate in (0, 1] at `step`: a tenth of the steps upwards, then down along half a cosine."""
     return min(1.0, (step + 1) / max(1, steps // 10)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
