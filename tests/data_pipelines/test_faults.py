@@ -184,7 +184,7 @@ def test_a_store_that_is_gone_ends_the_run_in_words_and_quarantines_nothing(data
         batches = iter(loader)
         next(batches)
         server.dark.set()
-        with pytest.raises(DataError, match=r"has given nothing for|none of the 15 samples"):
+        with pytest.raises(DataError, match=r"has given nothing for|none of the 60 samples"):
             list(islice(batches, 20))
         loader.close()
     assert not (tmp_path / "quarantine").exists()
