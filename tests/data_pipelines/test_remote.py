@@ -122,6 +122,7 @@ class FaultyStoreContract(StoreContract):
         server.fault = lambda request: None
         server.dark.clear()
 
+    @pytest.mark.slow
     def test_faults_in_turn_cost_nothing_but_time(self, address, server, packed):
         faults = iter([stores.unavailable, None, stores.reset, stores.refuse, None, stores.truncate, stores.hang] * 3)
         server.fault = lambda request: next(faults, None)
@@ -148,6 +149,7 @@ class FaultyStoreContract(StoreContract):
         with pytest.raises(OSError, match="not done within"):
             reader.pread(0, reader.size)
 
+    @pytest.mark.slow
     def test_an_outage_shorter_than_the_deadline_is_sat_out(self, address, server, packed):
         remote = Dataset.open(address, storage=PATIENT)
         server.dark.set()

@@ -38,10 +38,10 @@ def refused(capfd, *arguments: str) -> str:
         ("train.global_batch=15", "15"),
         ("train.accumulation=5", "accumulation"),
         ("train.epochs=1", "exactly one of train.steps and train.epochs"),
-        ("data.path=nowhere", "nowhere"),
+        pytest.param("data.path=nowhere", "nowhere", marks=pytest.mark.slow),
         ("data.validation=nowhere", "nowhere"),
         ("name=../outside", "one folder name"),
-        ("optim.name=lars", "LARS"),
+        pytest.param("optim.name=lars", "LARS", marks=pytest.mark.slow),
     ],
 )
 def test_recipe_mistakes(recipe, tmp_path, capfd, override, words):
@@ -55,6 +55,7 @@ def test_batch_that_does_not_divide_names_the_nearest_legal_values(recipe, capfd
     assert "2" in said and "4" in said
 
 
+@pytest.mark.slow
 def test_unknown_objective_key_names_the_nearest(recipe, capfd):
     assert "did you mean 'mask_ratio'" in refused(capfd, "pretrain", recipe, "objective.mask_ration=0.5")
 

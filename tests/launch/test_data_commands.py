@@ -111,6 +111,7 @@ def test_plan_tells_steps_before_anything_runs(pictures, tmp_path, capsys):
         thalweg("plan", recipe, "--world-size", 3)
 
 
+@pytest.mark.slow
 def test_check_and_bench_tell_whether_a_model_will_be_fed(pictures, tmp_path, capsys):
     thalweg("pack", "imagefolder", pictures, tmp_path / "out", "val_fraction=0")
     recipe = tmp_path / "tiny.yaml"

@@ -58,6 +58,7 @@ def test_the_export_gives_the_trained_network_s_features(tmp_path, images, objec
         torch.testing.assert_close(found["cls"], expected.cls)
 
 
+@pytest.mark.slow
 def test_plain_transformers_opens_it_without_a_network(tmp_path, images):
     model, out = exported(tmp_path, MAE)
     torch.save(images, tmp_path / "images.pt")
