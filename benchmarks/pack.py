@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -44,7 +45,7 @@ def by_webdataset(folder: Path, out: Path, max_side: int | None) -> None:
     out.mkdir()
     config = Config(max_side=max_side)
     paths = [folder / path for path in image_files(folder)]
-    np.random.default_rng(0).shuffle(paths)  # type: ignore[arg-type]
+    random.Random(0).shuffle(paths)
     with webdataset.ShardWriter(f"{out}/%06d.tar", maxsize=SHARD_BYTES, maxcount=10**9, verbose=0) as writer:
         for path in paths:
             name, data = "jpg", path.read_bytes()

@@ -6,7 +6,8 @@ import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import ceil
 
@@ -140,7 +141,7 @@ class _Clock:
 
 
 def sweep(
-    batches: Callable[[int, int], Iterator[Batch]], counts: Sequence[int], *, seconds: float, stride: int
+    batches: Callable[[int, int], Generator[Batch, None, None]], counts: Sequence[int], *, seconds: float, stride: int
 ) -> Iterator[Pace]:
     """The rate of each number of workers.
 
@@ -150,15 +151,14 @@ def sweep(
         stride: slots from the start of one to the start of the next, so that none reads what another left in memory.
     """
     for number, workers in enumerate(counts):
-        stream = batches(workers, number * stride)
-        for _ in range(max(1, workers)):  # all have begun by then
-            next(stream)
-        count = taken = 0
-        begun = time.perf_counter()
-        while (passed := time.perf_counter() - begun) < seconds or taken < TIMED_AT_LEAST:
-            count += len(next(stream))
-            taken += 1
-        stream.close()  # type: ignore[attr-defined]  # a generator
+        with closing(batches(workers, number * stride)) as stream:
+            for _ in range(max(1, workers)):  # all have begun by then
+                next(stream)
+            count = taken = 0
+            begun = time.perf_counter()
+            while (passed := time.perf_counter() - begun) < seconds or taken < TIMED_AT_LEAST:
+                count += len(next(stream))
+                taken += 1
         yield Pace(workers, count / passed)
 
 

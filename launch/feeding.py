@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -168,7 +168,7 @@ def bench_lines(consumer: Consumer, seconds: float) -> Iterator[str]:
     yield _line("one worker", f"{1e6 / parts.samples_per_s:,.0f} us a sample of {size}: {parts.words()}")
     yield f"workers   samples/s{'      tokens/s' if tokens else ''}   of one{'   data wait' if asked else ''}"
 
-    def batches(workers: int, start: int) -> Iterator[Batch]:
+    def batches(workers: int, start: int) -> Generator[Batch, None, None]:
         loader = Loader(
             sources.datasets, order, objective.view, seed=recipe.seed, global_batch=batch,
             accumulation=bench.micro_batches(batch), rank=0, world_size=1, start=start, workers=workers,

@@ -228,7 +228,7 @@ class Verdict:
 
 
 def what_next(code: int, outcomes: set[int], stalled_starts: int) -> Verdict:
-    """Requeue everything but success and the user's mistake, while starts make progress (RELIABILITY 5).
+    """Requeue everything but success and the user's mistake, while starts make progress.
 
     Args:
         code: of the whole job step: the highest of its ranks, 128 + signal for killed ones.

@@ -1,4 +1,4 @@
-"""Bad steps: found before the optimizer moves, skipped on every rank alike, counted (RELIABILITY 10)."""
+"""Bad steps: found before the optimizer moves, skipped on every rank alike, counted."""
 
 from __future__ import annotations
 

@@ -165,6 +165,7 @@ class Shared:
         no_data: some rank could not read the next step's batches.
         all_written: every rank has written its part of the save that is under way.
         waited: share of the ranks' time spent waiting for data, in seconds a rank.
+        replaced: slots of the step whose own sample was unreadable.
         ledger: 128-bit sum over the step's slots.
         logs: the objective's own figures and mean energies, over ranks and micro steps.
     """

@@ -1,4 +1,4 @@
-"""Reading with one voice: where the data fails one rank, all of them stop at the same place (RELIABILITY 19, 20).
+"""Reading with one voice: where the data fails one rank, all of them stop at the same place.
 
 A rank that raised by itself would leave the others waiting in a collective, and no checkpoint could be written.
 """

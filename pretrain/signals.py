@@ -1,4 +1,4 @@
-"""Stop requests: a handler only sets a flag, ranks agree at a step boundary (RELIABILITY 3, 4)."""
+"""Stop requests: a handler only sets a flag, ranks agree at a step boundary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step that never ends is a failure too: a roll call tells who is silent, then out (RELIABILITY 11).
+"""A step that never ends is a failure too: a roll call tells who is silent, then out.
 
 No rank sends heartbeats: when a step takes too long, every rank finds so by itself and leaves a file.
 A stopped process and a lost machine cannot. So the call costs nothing while a run is well, needs no

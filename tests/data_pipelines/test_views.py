@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from data_pipelines.base import SampleError
 from data_pipelines.batch import Batch, Sample
 from data_pipelines.decode import EncodedImage, image_bytes
+from data_pipelines.hashing import mix
 from data_pipelines.views import Draw
 from data_pipelines.views.image import Crop, MaskedImage, PlainImage, central_square, resize
 from data_pipelines.views.two_crops import Augmentation, TwoCrops
@@ -51,6 +52,13 @@ def batch_of(view, samples, seed=1, first=0):
     fields = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     return view.batch(
         Batch(fields, tuple("k" * count), torch.arange(count), torch.ones(count), torch.zeros(count, dtype=torch.int64))
+    )
+
+
+def test_draws_are_those_of_philox_by_seed_purpose_slot_and_view():
+    key = mix(3, "crop", 17, 1)
+    np.testing.assert_array_equal(
+        Draw(3, 17).rng("crop", 1).random(9), np.random.Generator(np.random.Philox(key=int(key))).random(9)
     )
 
 
