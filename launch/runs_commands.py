@@ -74,8 +74,15 @@ def show_run(options: argparse.Namespace) -> int:
     if metrics:
         print("  latest       " + "  ".join(f"{k}={v:.4g}" for k, v in metrics[-1].items() if k != "time"))
     for event in run.events()[-8:]:
-        print(f"  event        step {event.get('step')}: {event.get('kind')} {event.get('words', '')}")
+        print(f"  event        {_told(event)}")
     return 0
+
+
+def _told(event: Mapping[str, Any]) -> str:
+    """One line; a checkpoint is told by its own step, since it is written while later steps are made."""
+    if event.get("kind") == "checkpoint":
+        return f"step {event.get('step')}: checkpoint of step {event.get('checkpoint')} written"
+    return f"step {event.get('step')}: {event.get('kind')}: {event.get('words', '')}"
 
 
 def follow_run(options: argparse.Namespace) -> int:
@@ -89,7 +96,7 @@ def follow_run(options: argparse.Namespace) -> int:
     while True:
         metrics, events = run.metrics(), run.events()
         for event in events[shown_events:]:
-            print(f"step {event.get('step')}: {event.get('kind')} {event.get('words', '')}", flush=True)
+            print(_told(event), flush=True)
         for number in range(shown_metrics, len(metrics)):
             line = metrics[number]
             figures = "  ".join(f"{k}={v:.4g}" for k, v in line.items() if k not in {"time", "attempt", "step"})

@@ -109,3 +109,16 @@ def test_follow_says_what_is_left_at_the_latest_pace_of_this_attempt() -> None:
     lines = [{"attempt": 1, "step": 5, "time": 0.0}, *({"attempt": 2, "step": n, "time": 3.0 * n} for n in (10, 20))]
     assert time_left(lines, 100) == "  left 4 min 00 s"
     assert time_left(lines[:2], 100) == ""
+
+
+def test_a_checkpoint_is_told_by_its_own_step(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        {"attempt": 1, "step": 0, "kind": "start", "words": "2 steps"},
+        {"attempt": 1, "step": 3, "kind": "checkpoint", "words": "", "checkpoint": 2},
+    ]
+    (run.root / "events.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert main(["runs", "follow", str(run.root)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "step 0: start: 2 steps",
+        "step 3: checkpoint of step 2 written",
+    ]
